@@ -1,0 +1,1 @@
+"""The same algorithm on Ray Train, with results in MLflow."""

@@ -1,0 +1,1 @@
+"""The yardstick: a normalising flow, and the bits that an image costs under it."""
