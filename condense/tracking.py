@@ -1,0 +1,169 @@
+"""What a run tells about itself while it runs: the Tracker seam, a null and a recording tracker, the image grid.
+
+The tracker on MLflow lives in the cluster package; this file knows no server.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+from condense.errors import NonFiniteError, TrackingError
+from condense.pixels import LEVELS
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+GAP = 2  # pixels between images of a grid
+SIDE = 640  # a grid is enlarged up to this many pixels: experiment UIs show cells of a few hundred
+
+
+class Tracker(Protocol):
+    """Where params, metrics and pictures of one run go.
+
+    Steps ascend under each name: a metric or picture at a step at or below the last one of its name is ignored, so a
+    run that resumes from a checkpoint and repeats steps leaves no second row. Non-finite metrics raise and nothing of
+    that call is kept. A tracker pickles (Ray carries it to a worker) and goes on there; closing twice is fine.
+    """
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Records settings; nested mappings become dotted keys."""
+        ...
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Records finite numbers at an outer step; raises NonFiniteError naming the metric otherwise."""
+        ...
+
+    def images(self, key: str, grid: Tensor, step: int) -> None:
+        """Records one picture at an outer step: uint8 (3, H, W), such as `image_grid` returns."""
+        ...
+
+    def close(self, status: Status = "FINISHED") -> None:
+        """Ends the run with a status; what waits to be sent is sent first."""
+        ...
+
+
+class NullTracker:
+    """Checks what it is given and keeps nothing."""
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        flatten(values)
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        finite_metrics(values, step)
+
+    def images(self, key: str, grid: Tensor, step: int) -> None:
+        check_grid(key, grid)
+
+    def close(self, status: Status = "FINISHED") -> None:
+        pass
+
+
+@dataclass
+class RecordingTracker:
+    """Keeps everything in memory: `rows[name]` is a list of (step, value), `pictures[key]` of (step, grid)."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    rows: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    pictures: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict)
+    status: Status | None = None
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        self.settings.update(flatten(values))
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in finite_metrics(values, step).items():
+            row = self.rows.setdefault(name, [])
+            if not row or step > row[-1][0]:
+                row.append((step, value))
+
+    def images(self, key: str, grid: Tensor, step: int) -> None:
+        check_grid(key, grid)
+        row = self.pictures.setdefault(key, [])
+        if not row or step > row[-1][0]:
+            row.append((step, grid.clone()))
+
+    def close(self, status: Status = "FINISHED") -> None:
+        self.status = self.status or status
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level with dotted keys: {"data": {"image_size": 32}} to {"data.image_size": 32}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def finite_metrics(values: Mapping[str, float], step: int) -> dict[str, float]:
+    """The metrics as floats.
+
+    Raises:
+        NonFiniteError: naming the first metric that is infinite or not a number.
+    """
+    numbers = {name: float(value) for name, value in values.items()}
+    for name, value in numbers.items():
+        if not math.isfinite(value):
+            raise NonFiniteError(
+                f"metric {name!r} is {value} at outer step {step}", "the run stops before recording it"
+            )
+    return numbers
+
+
+def check_grid(key: str, grid: Tensor) -> None:
+    """Raises TrackingError unless `grid` is uint8 (3, H, W)."""
+    if grid.dtype != torch.uint8 or grid.ndim != 3 or grid.shape[0] != 3:
+        raise TrackingError(
+            f"picture {key!r} must be uint8 (3, H, W), got {grid.dtype} {tuple(grid.shape)}", "make it with image_grid"
+        )
+
+
+def image_grid(images: Tensor, columns: int | None = None, *, images_per_class: int = 1) -> Tensor:
+    """One picture of many images, row by row, 2 px apart on white, enlarged by a whole factor without smoothing.
+
+    Args:
+        images: uint8 (N, C, H, W), C one or three, sorted by class.
+        columns: images a row; None chooses the most nearly square grid in which a row holds whole classes or a class
+            fills whole rows.
+        images_per_class: the images of a class, which follow each other.
+
+    Returns:
+        uint8 (3, H', W').
+
+    Raises:
+        TrackingError: for images of another type or shape.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
+        raise TrackingError(
+            f"expected uint8 images (N, C, H, W) with one or three channels, got {images.dtype} {tuple(images.shape)}"
+        )
+    count, _, height, width = images.shape
+    columns = min(columns or _square_columns(count, images_per_class), count)
+    rows = math.ceil(count / columns)
+    factor = max(1, SIDE // max(rows * height, columns * width))
+    white = float(LEVELS - 1)
+    cells = interpolate(images.cpu().expand(-1, 3, -1, -1).float(), scale_factor=factor, mode="nearest")
+    cells = pad(cells, (0, GAP, 0, GAP), value=white)
+    cells = torch.cat([cells, cells.new_full((rows * columns - count, *cells.shape[1:]), white)])
+    grid = cells.reshape(rows, columns, *cells.shape[1:]).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+    return pad(grid, (GAP, 0, GAP, 0), value=white).to(torch.uint8)
+
+
+def _square_columns(count: int, images_per_class: int) -> int:
+    whole = [
+        columns for columns in range(1, count + 1) if not columns % images_per_class or not images_per_class % columns
+    ]
+    root = math.sqrt(count)
+
+    def elongation(columns: int) -> tuple[float, int]:
+        return round(abs(math.log(columns / root)), 9), columns
+
+    return min(whole, key=elongation)
