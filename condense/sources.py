@@ -1,27 +1,53 @@
-"""Where real data comes from (interface; being written)."""
+"""Where real data comes from: named datasets, Parquet files and folders, as one DataSource with three splits.
+
+The validation split is always carved from train, stratified by class and seeded. The test split is the stored one, or
+is carved from train before that with a seed of its own, so that it is the same for every seed of a run and nothing
+chosen over several seeds has seen it. It is read when `load("test")` asks for it, not earlier.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from condense import readers
+from condense.errors import SourceError
+from condense.images import Fit, Frame
+from condense.parquet_reader import ParquetFiles, ParquetSplit, find_files
+from condense.readers import FolderSplit, Labels, StoredSplit
+from condense.seeding import generator
 from condense.settings import Settings
 
+log = logging.getLogger(__name__)
+
 Split = Literal["train", "validation", "test"]
+
+TEST_SEED = 0
+TEST_FRACTION = {"digits": 0.2}  # its 10 % would be 18 images a class; larger sets have enough
+FORMS = "digits, " + ", ".join(readers.TORCHVISION_SETS) + ", parquet:PATH-OR-URI, folder:PATH"
 
 
 class DataConfig(Settings):
     """How real images are read and brought to one size."""
 
     image_size: int | None = Field(32, ge=8, le=256)  # square side; None keeps the native size
-    fit: Literal["auto", "pad", "resize"] = "auto"
+    fit: Fit = "auto"
     validation_fraction: float = Field(0.1, gt=0, lt=1)
-    test_source: str | None = None
-    root: Path = Path("data")
+    test_source: str | None = None  # parquet: or folder: of the test split; None takes the one stored beside train
+    image_column: str | None = None  # of a Parquet file, where it cannot be told from the types
+    label_column: str | None = None
+    root: Path = Path("data")  # where torchvision's datasets are
     download: bool = False
 
 
@@ -35,13 +61,216 @@ class LabelledImages:
 
 
 class DataSource(Protocol):
-    """A dataset with three splits; the same arguments always give the same images in the same order."""
+    """A dataset with three splits; the same arguments always give the same images in the same order.
+
+    name: short name of the dataset. class_names: one per label value. shape: (C, H, W) of every image.
+    class_counts: images per class of the train split, validation taken out.
+    """
 
     name: str
     class_names: tuple[str, ...]
+    shape: tuple[int, int, int]
+    class_counts: tuple[int, ...]
 
-    def load(self, split: Split, classes: range | None = None) -> LabelledImages: ...
+    @property
+    def channels(self) -> int:
+        """One (grey) or three (RGB)."""
+
+    def load(self, split: Split, classes: range | None = None) -> LabelledImages:
+        """The images of a split in stored order; with `classes`, only theirs (labels keep their values).
+
+        Raises:
+            SourceError: naming file and row.
+        """
+
+    def description(self) -> dict[str, Any]:
+        """Plain values that say where the data came from and how it was split and framed."""
 
 
 def open_source(spec: str, data: DataConfig, *, seed: int) -> DataSource:
-    raise NotImplementedError
+    """The dataset that `spec` names. Labels and one image of train are read, and nothing of the test split's rows.
+
+    Args:
+        spec: digits; a torchvision dataset (mnist, cifar10 ...); parquet:PATH or parquet:URI; folder:PATH.
+        data: size, fit, splits and columns.
+        seed: draws the validation split.
+
+    Raises:
+        SourceError: an unknown name, missing files, bad labels, a class too small to split.
+    """
+    opened = _open(spec, data, known_classes=None)
+    if data.test_source is not None:
+        test = _open(data.test_source, data, known_classes=opened.train.class_names)
+        opened = _Opened(opened.name, opened.train, lambda: test.train, test.train_where)
+    return _SplitSource(spec, opened, data, seed)
+
+
+def class_digests(data: LabelledImages) -> dict[int, str]:
+    """SHA-256 of each class that `data` holds: its name, shape and image bytes in order.
+
+    Workers that hold some classes each digest theirs; `combine_digests` of all of them is the digest of the dataset.
+    """
+    digests = {}
+    for label in torch.unique(data.labels).tolist():
+        images = data.images[data.labels == label].contiguous()
+        digest = hashlib.sha256(f"{label}/{data.class_names[label]}/{tuple(images.shape)}/".encode())
+        digest.update(images.numpy().data)
+        digests[int(label)] = digest.hexdigest()
+    return digests
+
+
+def combine_digests(digests: Mapping[int, str]) -> str:
+    """One SHA-256 from those of the classes, in label order."""
+    return hashlib.sha256("".join(f"{label}:{digests[label]}\n" for label in sorted(digests)).encode()).hexdigest()
+
+
+def check_class_sizes(class_counts: Sequence[int], images_per_class: int, class_names: Sequence[str]) -> None:
+    """Raises SourceError naming the first class that has fewer train images than `images_per_class`."""
+    for name, count in zip(class_names, class_counts, strict=True):
+        if count < images_per_class:
+            raise SourceError(
+                f"class {name!r} has {count} train images, fewer than images_per_class={images_per_class}",
+                "lower images_per_class, or data.validation_fraction",
+            )
+
+
+def carve(labels: Labels, fraction: float, class_names: Sequence[str], *, seed: int, purpose: str) -> NDArray[np.bool_]:
+    """Which rows a split takes: round(fraction * n) of the n rows of each class, at least one, never all.
+
+    A class's draw depends on its own rows alone, not on the other classes.
+
+    Raises:
+        SourceError: naming a class of fewer than two rows.
+    """
+    taken = np.zeros(len(labels), dtype=np.bool_)
+    for label, name in enumerate(class_names):
+        rows = np.flatnonzero(labels == label)
+        if len(rows) < 2:
+            raise SourceError(
+                f"class {name!r} has {len(rows)} image{'s' * (len(rows) != 1)}; the {purpose} split needs at least one "
+                "and must leave one for train",
+                "add images of this class, or leave the class out",
+            )
+        count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
+        order = torch.randperm(len(rows), generator=generator(seed, f"{purpose}-split", index=label)).numpy()
+        taken[rows[order[:count]]] = True
+    return taken
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The stored train split, and how to open the stored test split, where there is one."""
+
+    name: str
+    train: StoredSplit
+    open_test: Callable[[], StoredSplit] | None
+    test_where: str = ""
+
+    @property
+    def train_where(self) -> str:
+        return self.train.where
+
+
+def _open(spec: str, data: DataConfig, *, known_classes: tuple[str, ...] | None) -> _Opened:
+    form, _, rest = spec.partition(":")
+    if form == "parquet" and rest:
+        return _open_parquet(rest, data, known_classes)
+    if form == "folder" and rest:
+        return _open_folder(Path(rest).expanduser(), known_classes)
+    if known_classes is not None:
+        raise SourceError(f"data.test_source {spec!r} is not parquet:... or folder:...", "give one of these two forms")
+    if spec.lower() == "digits":
+        return _Opened("digits", readers.digits(), None)
+    if (name := readers.torchvision_name(spec)) is not None:
+
+        def stored(train: bool) -> StoredSplit:
+            return readers.torchvision_split(name, train=train, root=data.root, download=data.download)
+
+        return _Opened(name, stored(True), lambda: stored(False), f"{name} test")
+    near = readers.nearest_names(spec)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise SourceError(f"unknown dataset {spec!r}", f"{hint}Known forms: {FORMS}")
+
+
+def _open_parquet(uri: str, data: DataConfig, known_classes: tuple[str, ...] | None) -> _Opened:
+    train, test = find_files(uri)
+
+    def split(files: ParquetFiles, classes: tuple[str, ...] | None) -> ParquetSplit:
+        columns = {"image_column": data.image_column, "label_column": data.label_column}
+        return ParquetSplit(files, known_classes=classes, **columns)
+
+    opened = split(train, known_classes)
+    stem = re.sub(r"[-_.]?train(-\d+-of-\d+)?$", "", Path(uri.rstrip("/")).name.removesuffix(".parquet"))
+    if test is None:
+        return _Opened(stem or "parquet", opened, None)
+    files = test
+    return _Opened(stem or "parquet", opened, lambda: split(files, opened.class_names), ", ".join(test.paths))
+
+
+def _open_folder(path: Path, known_classes: tuple[str, ...] | None) -> _Opened:
+    test_path = path / "test"
+    if not (path / "train").is_dir():
+        return _Opened(path.name, FolderSplit(path, known_classes), None)
+    train = FolderSplit(path / "train", known_classes)
+    if not test_path.is_dir():
+        return _Opened(path.name, train, None)
+    return _Opened(path.name, train, lambda: FolderSplit(test_path, train.class_names), str(test_path))
+
+
+class _SplitSource:
+    """A stored train split with validation, and where needed test, carved from it."""
+
+    def __init__(self, spec: str, opened: _Opened, data: DataConfig, seed: int) -> None:
+        self.name = opened.name
+        self._spec, self._seed, self._data = spec, seed, data
+        self._frame = Frame(data.image_size, data.fit)
+        self._train, self._open_test = opened.train, opened.open_test
+        self.class_names = self._train.class_names
+        self.shape = self._train.first_shape(self._frame)
+        labels = self._train.labels
+        kept = np.arange(len(labels))
+        self._test_rows = kept[:0]
+        if self._open_test is None:
+            fraction = TEST_FRACTION.get(spec.lower(), 0.1)
+            test = carve(labels, fraction, self.class_names, seed=TEST_SEED, purpose="test")
+            self._test_rows, kept = kept[test], kept[~test]
+            self._test_from = f"{fraction:.0%} of {self._train.where}, carved with seed {TEST_SEED}"
+        else:
+            self._test_from = opened.test_where
+        log.info("%s: the test split is %s", spec, self._test_from)
+        held = carve(labels[kept], data.validation_fraction, self.class_names, seed=seed, purpose="validation")
+        self._validation_rows, self._train_rows = kept[held], kept[~held]
+        counts = np.bincount(labels[self._train_rows], minlength=len(self.class_names))
+        self.class_counts = tuple(int(count) for count in counts)
+
+    @property
+    def channels(self) -> int:
+        return self.shape[0]
+
+    def load(self, split: Split, classes: range | None = None) -> LabelledImages:
+        if split == "test" and self._open_test is not None:
+            stored = self._open_test()
+            rows = np.arange(len(stored.labels))
+        else:
+            stored = self._train
+            rows = {"train": self._train_rows, "validation": self._validation_rows, "test": self._test_rows}[split]
+        labels = stored.labels[rows]
+        if classes is not None:
+            wanted = np.isin(labels, np.asarray(classes))
+            rows, labels = rows[wanted], labels[wanted]
+        images = stored.images(rows, self.shape, self._frame)
+        return LabelledImages(images, torch.from_numpy(labels.copy()), self.class_names)
+
+    def description(self) -> dict[str, Any]:
+        return {
+            "source": self._spec,
+            "name": self.name,
+            "train": self._train.where,
+            "test": self._test_from,
+            "validation": f"{self._data.validation_fraction:.0%} of train, carved with seed {self._seed}",
+            "class_names": list(self.class_names),
+            "train_class_counts": list(self.class_counts),
+            "shape": list(self.shape),
+            "image_size": self._data.image_size,
+            "fit": self._data.fit,
+        }

@@ -1,0 +1,299 @@
+"""Images in Parquet files: the Hugging Face layout (struct<bytes, path>) or a plain column of image bytes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from condense.errors import SourceError
+from condense.images import Frame, Picture, decode, framed_shape, stack
+from condense.readers import Labels, Rows, check_labels
+
+log = logging.getLogger(__name__)
+
+BATCH_ROWS = 512  # encoded images in memory at once, beside the wanted ones
+_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "y")
+_NAME_COLUMNS = ("label_name", "label_text", "class_name")
+
+
+@dataclass(frozen=True)
+class ParquetFiles:
+    """Files of one split on one filesystem, in name order."""
+
+    filesystem: pafs.FileSystem
+    paths: tuple[str, ...]
+
+
+def find_files(uri: str) -> tuple[ParquetFiles, ParquetFiles | None]:
+    """The train files at a path or URI, and the test files beside them if there are any.
+
+    A folder's files belong to test, validation or train by the word in their names; where no name says train, all
+    that are not test or validation do. Beside a single file, the test file is the one with "test" for "train" in its
+    name.
+
+    Raises:
+        SourceError: nothing there, or it cannot be reached.
+    """
+    try:
+        filesystem, path = _filesystem(uri)
+        info = filesystem.get_file_info(path)
+        if info.type == pafs.FileType.NotFound:
+            raise SourceError(f"{uri} does not exist", "give a Parquet file, or a folder of them")
+        if info.type == pafs.FileType.File:
+            folder, _, name = path.rpartition("/")
+            beside = f"{folder}/{name.replace('train', 'test')}"
+            paired = "train" in name and filesystem.get_file_info(beside).type == pafs.FileType.File
+            return ParquetFiles(filesystem, (path,)), ParquetFiles(filesystem, (beside,)) if paired else None
+        listing = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"{uri} cannot be reached: {error}") from None
+    paths = sorted(f.path for f in listing if f.path.endswith(".parquet") and "/." not in f.path[len(path) :])
+    return _by_split(uri, path, filesystem, paths)
+
+
+class ParquetSplit:
+    """The rows of one or more Parquet files.
+
+    Footers are read when it is made, labels when they are asked for, images batch by batch: memory holds the wanted
+    images and BATCH_ROWS encoded ones.
+    """
+
+    def __init__(
+        self,
+        files: ParquetFiles,
+        *,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        known_classes: tuple[str, ...] | None = None,
+    ) -> None:
+        """
+        Args:
+            files: the files, of one schema.
+            image_column: the column of images; None finds it.
+            label_column: the column of labels; None finds it.
+            known_classes: the class names of train, when this is its test split.
+
+        Raises:
+            SourceError: a file that is no Parquet file, has no rows, or lacks the columns.
+        """
+        self._files = files
+        self._known_classes = known_classes
+        self._sizes: list[int] = []
+        self._labels: Labels | None = None
+        for number, path in enumerate(files.paths):
+            with self._open(path) as file:
+                schema = file.schema_arrow
+                if number == 0:
+                    self._schema = schema
+                    self._image_column = _find_image_column(schema, image_column, path)
+                    self._label_column = _find_label_column(schema, label_column, path)
+                elif schema.names != self._schema.names:
+                    raise SourceError(f"{path}: columns {schema.names}, but {files.paths[0]} has {self._schema.names}")
+                self._sizes.append(file.metadata.num_rows)
+        if sum(self._sizes) == 0:
+            raise SourceError(f"{self.where} holds no rows")
+        self._declared = _declared_classes(self._schema, self._label_column)
+        if known_classes and self._declared and known_classes != self._declared:
+            raise SourceError(
+                f"{self.where}: its classes {list(self._declared)} are not those of train, {list(known_classes)}",
+                "give a data.test_source of the same classes in the same order",
+            )
+
+    @property
+    def where(self) -> str:
+        return self._files.paths[0] if len(self._files.paths) == 1 else str(Path(self._files.paths[0]).parent)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        _ = self.labels
+        return self._class_names
+
+    @property
+    def labels(self) -> Labels:
+        if self._labels is None:
+            self._labels, self._class_names = self._read_labels()
+        return self._labels
+
+    def first_shape(self, frame: Frame) -> tuple[int, int, int]:
+        (where, picture), *_ = self._pictures(np.zeros(1, dtype=np.int64))
+        return framed_shape(picture, frame, where)
+
+    def images(self, rows: Rows, shape: tuple[int, int, int], frame: Frame) -> Tensor:
+        return stack(self._pictures(rows), len(rows), shape, frame)
+
+    def _row(self, row: int) -> str:
+        for path, size in zip(self._files.paths, self._sizes, strict=True):
+            if row < size:
+                return f"{path}, row {row}"
+            row -= size
+        raise AssertionError(row)
+
+    @contextmanager
+    def _open(self, path: str) -> Iterator[Any]:
+        try:
+            with pq.ParquetFile(path, filesystem=self._files.filesystem) as file:
+                yield file
+        except (OSError, pa.ArrowException) as error:
+            reason = str(error).splitlines()[0]
+            raise SourceError(f"{path}: not a readable Parquet file: {reason}", "write or download it again") from None
+
+    def _pictures(self, rows: Rows) -> Iterator[tuple[str, Picture]]:
+        """Decoded images of ascending rows; row groups without one of them are not read."""
+        start = 0
+        for path, size in zip(self._files.paths, self._sizes, strict=True):
+            inside = rows[(rows >= start) & (rows < start + size)] - start
+            if len(inside):
+                with self._open(path) as file:
+                    yield from self._pictures_in(file, path, inside)
+            start += size
+
+    def _pictures_in(self, file: Any, path: str, rows: Rows) -> Iterator[tuple[str, Picture]]:
+        nested = pa.types.is_struct(self._schema.field(self._image_column).type)
+        column = f"{self._image_column}.bytes" if nested else self._image_column
+        start = 0
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            if np.any((rows >= start) & (rows < start + size)):
+                read = start
+                for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=[column]):
+                    inside = rows[(rows >= read) & (rows < read + len(batch))]
+                    encoded = pc.struct_field(batch.column(0), "bytes") if nested else batch.column(0)
+                    for row, data in zip(
+                        inside.tolist(), encoded.take(pa.array(inside - read)).to_pylist(), strict=True
+                    ):
+                        where = f"{path}, row {row}"
+                        if data is None:
+                            raise SourceError(
+                                f"{where}: no image bytes", "embed the images in the file, or drop the row"
+                            )
+                        yield where, decode(data, where)
+                    read += len(batch)
+            start += size
+
+    def _read_labels(self) -> tuple[Labels, tuple[str, ...]]:
+        named = next((c for c in _NAME_COLUMNS if c in self._schema.names and c != self._label_column), None)
+        columns = [self._label_column] if self._declared or named is None else [self._label_column, named]
+        tables = []
+        for path in self._files.paths:
+            with self._open(path) as file:
+                tables.append(file.read(columns=columns))
+        table = pa.concat_tables(tables)
+        column = table.column(self._label_column)
+        if column.null_count:
+            row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+            raise SourceError(f"{self._row(row)}: the label is null", "label the row, or drop it")
+        if not pa.types.is_integer(column.type):
+            return self._numbered(column.to_pylist())
+        labels = column.to_numpy().astype(np.int64)
+        names = self._declared or self._known_classes or self._names_of(labels, table.column(named) if named else None)
+        check_labels(labels, names, self._row)
+        return labels, names
+
+    def _numbered(self, values: list[Any]) -> tuple[Labels, tuple[str, ...]]:
+        names = self._declared or self._known_classes or tuple(sorted(set(values)))
+        numbers = {name: number for number, name in enumerate(names)}
+        for row, value in enumerate(values):
+            if value not in numbers:
+                raise SourceError(f"{self._row(row)}: label {value!r} is not one of the classes {list(names)}")
+        return np.array([numbers[value] for value in values], dtype=np.int64), names
+
+    def _names_of(self, labels: Labels, named: Any) -> tuple[str, ...]:
+        """Names of integer labels that no metadata declares: those of the name column, else the numbers."""
+        values, first = np.unique(labels, return_index=True)
+        gap = np.flatnonzero(values != np.arange(len(values)))
+        if len(gap):
+            row = int(first[gap[0]])
+            raise SourceError(
+                f"{self._row(row)}: label {labels[row]} is out of range: no row has label {int(gap[0])}",
+                "number the classes 0, 1, 2 ... without a gap",
+            )
+        if named is None:
+            return tuple(str(value) for value in values)
+        words = named.to_pylist()
+        names = tuple(str(words[row]) for row in first)
+        for row, (label, word) in enumerate(zip(labels.tolist(), words, strict=True)):
+            if word != names[label]:
+                raise SourceError(f"{self._row(row)}: label {label} is named {word!r} here and {names[label]!r} before")
+        return names
+
+
+def _filesystem(uri: str) -> tuple[Any, str]:
+    if "://" in uri:
+        filesystem, path = pafs.FileSystem.from_uri(uri)
+        return filesystem, path.rstrip("/")
+    return pafs.LocalFileSystem(), str(Path(uri).expanduser())
+
+
+def _by_split(uri: str, root: str, filesystem: Any, paths: list[str]) -> tuple[ParquetFiles, ParquetFiles | None]:
+    words = {path: set(re.split(r"[^a-z]+", path[len(root) :].lower())) for path in paths}
+    test = [path for path in paths if "test" in words[path]]
+    unused = [path for path in paths if words[path] & {"validation", "valid", "val", "dev"} and path not in test]
+    rest = [path for path in paths if path not in test and path not in unused]
+    train = [path for path in rest if "train" in words[path]] or rest
+    if not train:
+        raise SourceError(f"folder {uri} holds no Parquet file to train on", "expected names such as train-0.parquet")
+    if left := sorted(set(paths) - set(train) - set(test)):
+        log.info("%s: not read, validation is carved from train: %s", uri, ", ".join(left))
+    return ParquetFiles(filesystem, tuple(train)), ParquetFiles(filesystem, tuple(test)) if test else None
+
+
+def _is_image(kind: Any) -> bool:
+    if pa.types.is_struct(kind):
+        return bool(kind.get_field_index("bytes") >= 0)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _find_image_column(schema: Any, wanted: str | None, where: str) -> str:
+    candidates = [name for name in schema.names if _is_image(schema.field(name).type)]
+    if wanted is not None:
+        candidates = [name for name in candidates if name == wanted]
+    if "image" in candidates:
+        return "image"
+    if len(candidates) == 1:
+        return str(candidates[0])
+    listed = ", ".join(f"{name} ({schema.field(name).type})" for name in schema.names)
+    sought = "no column of image bytes" if not candidates else "more than one column of image bytes"
+    raise SourceError(
+        f"{where}: {sought}{f' named {wanted!r}' if wanted else ''}; its columns are {listed}",
+        "expected `image` as struct<bytes, path> or binary; else set data.image_column",
+    )
+
+
+def _find_label_column(schema: Any, wanted: str | None, where: str) -> str:
+    usable = [
+        name
+        for name in schema.names
+        if pa.types.is_integer(schema.field(name).type)
+        or pa.types.is_string(schema.field(name).type)
+        or pa.types.is_large_string(schema.field(name).type)
+    ]
+    for name in (wanted,) if wanted is not None else _LABEL_COLUMNS:
+        if name in usable:
+            return name
+    listed = ", ".join(f"{name} ({schema.field(name).type})" for name in schema.names)
+    raise SourceError(
+        f"{where}: no column of labels{f' named {wanted!r}' if wanted else ''}; its columns are {listed}",
+        "expected `label` as integers or strings; else set data.label_column",
+    )
+
+
+def _declared_classes(schema: Any, label_column: str) -> tuple[str, ...] | None:
+    """Class names from the Hugging Face metadata, if it has them."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return tuple(str(name) for name in features[label_column]["names"])
+    except (KeyError, ValueError, TypeError):
+        return None

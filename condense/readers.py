@@ -1,0 +1,249 @@
+"""Stored datasets, each behind the same three things: class names, labels, and the images of given rows.
+
+Nothing here knows about validation splits or seeds: `condense.sources` carves those from the labels.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from condense.errors import SourceError
+from condense.images import MAX_BYTES, Frame, Picture, decode, framed_shape, stack
+
+Labels = NDArray[np.int64]
+Rows = NDArray[np.int64]
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm"})
+
+
+class StoredSplit(Protocol):
+    """One stored split: rows in a fixed order."""
+
+    @property
+    def where(self) -> str:
+        """File or folder, for messages."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name per label value."""
+
+    @property
+    def labels(self) -> Labels:
+        """int64 (rows,), each in [0, len(class_names))."""
+
+    def first_shape(self, frame: Frame) -> tuple[int, int, int]:
+        """(C, H, W) of the first image once it is framed."""
+
+    def images(self, rows: Rows, shape: tuple[int, int, int], frame: Frame) -> Tensor:
+        """uint8 (len(rows), C, H, W) of ascending rows."""
+
+
+@dataclass(frozen=True)
+class ArraySplit:
+    """A split held in memory: pictures (rows, H, W, C) uint8."""
+
+    where: str
+    class_names: tuple[str, ...]
+    labels: Labels
+    pictures: NDArray[np.uint8]
+
+    def first_shape(self, frame: Frame) -> tuple[int, int, int]:
+        return framed_shape(self.pictures[0], frame, f"{self.where}, row 0")
+
+    def images(self, rows: Rows, shape: tuple[int, int, int], frame: Frame) -> Tensor:
+        named = ((f"{self.where}, row {row}", self.pictures[row]) for row in rows.tolist())
+        return stack(named, len(rows), shape, frame)
+
+
+@dataclass(frozen=True)
+class FolderSplit:
+    """A folder with one folder of images per class.
+
+    Classes are the sorted folder names, images the sorted files of each class. Files of other kinds are passed over.
+    """
+
+    path: Path
+    known_classes: tuple[str, ...] | None = None  # those of train, when this is its test split
+    files: tuple[Path, ...] = field(init=False)
+    labels: Labels = field(init=False)
+    class_names: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.path.is_dir():
+            raise SourceError(f"folder {self.path} does not exist", "give a folder that holds one folder per class")
+        found = sorted(p.name for p in self.path.iterdir() if p.is_dir() and not p.name.startswith("."))
+        if not found:
+            raise SourceError(
+                f"folder {self.path} holds no folders", "put the images of each class into its own folder"
+            )
+        names = self.known_classes or tuple(found)
+        if unknown := sorted(set(found) - set(names)):
+            raise SourceError(
+                f"folder {self.path / unknown[0]}: class {unknown[0]!r} is not a class of the train split"
+            )
+        files: list[Path] = []
+        labels: list[int] = []
+        for name in found:
+            images = sorted(p for p in (self.path / name).iterdir() if p.suffix.lower() in SUFFIXES)
+            if not images:
+                raise SourceError(
+                    f"folder {self.path / name} holds no images", f"expected {', '.join(sorted(SUFFIXES))}"
+                )
+            files += images
+            labels += [names.index(name)] * len(images)
+        object.__setattr__(self, "files", tuple(files))
+        object.__setattr__(self, "labels", np.array(labels, dtype=np.int64))
+        object.__setattr__(self, "class_names", names)
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    def first_shape(self, frame: Frame) -> tuple[int, int, int]:
+        return framed_shape(_decode_file(self.files[0]), frame, str(self.files[0]))
+
+    def images(self, rows: Rows, shape: tuple[int, int, int], frame: Frame) -> Tensor:
+        files = [self.files[row] for row in rows.tolist()]
+        return stack(((str(file), _decode_file(file)) for file in files), len(files), shape, frame)
+
+
+def _decode_file(path: Path) -> Picture:
+    try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise SourceError(f"{path}: an image of {size} bytes; at most {MAX_BYTES} are read")
+        return decode(path.read_bytes(), str(path))
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error}") from None
+
+
+@functools.cache
+def digits() -> ArraySplit:
+    """scikit-learn's 1797 handwritten digits, 8x8 grey, their levels 0..16 scaled to 0..255 (Alpaydin, Kaynak 1998)."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pictures = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    names = tuple(str(digit) for digit in range(10))
+    return ArraySplit("digits", names, bunch.target.astype(np.int64), pictures)
+
+
+@dataclass(frozen=True)
+class TorchvisionSet:
+    """How torchvision calls one of its datasets and which files it wants under its root."""
+
+    cls: str
+    files: tuple[str, ...]
+    train: dict[str, Any]
+    test: dict[str, Any]
+    where_from: str
+
+
+def _idx(folder: str, prefixes: tuple[str, str], origin: str, **more: Any) -> TorchvisionSet:
+    files = tuple(f"{folder}/raw/{p}-{kind}-ubyte" for p in prefixes for kind in ("images-idx3", "labels-idx1"))
+    return TorchvisionSet(folder, files, {"train": True, **more}, {"train": False, **more}, origin)
+
+
+def _batches(cls: str, folder: str, names: tuple[str, ...]) -> TorchvisionSet:
+    files = tuple(f"{folder}/{name}" for name in names)
+    return TorchvisionSet(cls, files, {"train": True}, {"train": False}, "https://www.cs.toronto.edu/~kriz/cifar.html")
+
+
+_PLAIN = ("train", "t10k")
+_CIFAR10 = (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch", "batches.meta")
+_STL10 = tuple(f"stl10_binary/{name}.bin" for name in ("train_X", "train_y", "test_X", "test_y", "unlabeled_X"))
+TORCHVISION_SETS = {
+    "mnist": _idx("MNIST", _PLAIN, "https://ossci-datasets.s3.amazonaws.com/mnist/"),
+    "fashion-mnist": _idx("FashionMNIST", _PLAIN, "https://github.com/zalandoresearch/fashion-mnist"),
+    "kmnist": _idx("KMNIST", _PLAIN, "http://codh.rois.ac.jp/kmnist/"),
+    "emnist-balanced": _idx(
+        "EMNIST",
+        ("emnist-balanced-train", "emnist-balanced-test"),
+        "https://www.nist.gov/itl/products-and-services/emnist-dataset",
+        split="balanced",
+    ),
+    "svhn": TorchvisionSet(
+        "SVHN",
+        ("train_32x32.mat", "test_32x32.mat"),
+        {"split": "train"},
+        {"split": "test"},
+        "http://ufldl.stanford.edu/housenumbers/",
+    ),
+    "cifar10": _batches("CIFAR10", "cifar-10-batches-py", _CIFAR10),
+    "cifar100": _batches("CIFAR100", "cifar-100-python", ("train", "test", "meta")),
+    "stl10": TorchvisionSet(
+        "STL10", _STL10, {"split": "train"}, {"split": "test"}, "https://cs.stanford.edu/~acoates/stl10/"
+    ),
+}
+
+
+def torchvision_name(spec: str) -> str | None:
+    """The key of TORCHVISION_SETS that `spec` means, without regard to case, hyphens or underscores; None if none."""
+    plain = {key.replace("-", ""): key for key in TORCHVISION_SETS}
+    return plain.get(spec.lower().replace("-", "").replace("_", ""))
+
+
+def nearest_names(spec: str) -> list[str]:
+    """Known dataset names that resemble `spec`."""
+    return difflib.get_close_matches(spec.lower(), ["digits", *TORCHVISION_SETS], n=3)
+
+
+def torchvision_split(name: str, *, train: bool, root: Path, download: bool) -> ArraySplit:
+    """One split of a torchvision dataset, from the files under `root`.
+
+    Raises:
+        SourceError: naming the files that are missing or damaged and where each belongs.
+    """
+    described = TORCHVISION_SETS[name]
+    missing = [file for file in described.files if not (root / file).is_file()]
+    if missing and not download:
+        raise SourceError(
+            f"{name}: {root} holds no {missing[0]}" + (f" (and {len(missing) - 1} more)" if missing[1:] else ""),
+            f"put {', '.join(described.files)} from {described.where_from} into {root}, or set data.download=true",
+        )
+    made = getattr(importlib.import_module("torchvision.datasets"), described.cls)
+    try:
+        dataset = made(root=str(root), download=download, **(described.train if train else described.test))
+    except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:
+        remedy = "there may be no network: " if download else "a file is damaged: "
+        raise SourceError(
+            f"{name}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'not readable'}",
+            f"{remedy}put {', '.join(described.files)} from {described.where_from} into {root}",
+        ) from None
+    return _from_torchvision(name, dataset, f"{name} {'train' if train else 'test'}")
+
+
+def _from_torchvision(name: str, dataset: Any, where: str) -> ArraySplit:
+    pictures = np.asarray(dataset.data)
+    labels = np.asarray(dataset.labels if hasattr(dataset, "labels") else dataset.targets, dtype=np.int64)
+    if pictures.ndim == 3:
+        pictures = pictures[..., None]
+    if name == "emnist-balanced":
+        pictures = pictures.transpose(0, 2, 1, 3)  # its files hold every letter transposed
+    if name in ("svhn", "stl10"):
+        pictures = pictures.transpose(0, 2, 3, 1)
+    names = tuple(getattr(dataset, "classes", None) or (str(digit) for digit in range(10)))
+    if len(pictures) == 0 or len(pictures) != len(labels):
+        raise SourceError(f"{where}: {len(pictures)} images and {len(labels)} labels")
+    check_labels(labels, names, lambda row: f"{where}, row {row}")
+    return ArraySplit(where, names, labels, pictures)
+
+
+def check_labels(labels: Labels, class_names: Sequence[str], where: Callable[[int], str]) -> None:
+    """Raises SourceError naming the first row whose label is outside [0, len(class_names)); `where(row)` names it."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
+    if len(wrong):
+        row = int(wrong[0])
+        raise SourceError(
+            f"{where(row)}: label {labels[row]} is out of range, expected 0 to {len(class_names) - 1}",
+            "number the classes from 0",
+        )
