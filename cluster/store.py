@@ -1,0 +1,147 @@
+"""Where MLflow keeps its runs: which URIs are taken, connecting, and asking before an hour is spent.
+
+mlflow is imported inside functions: it costs seconds, and its telemetry must be off before it loads.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from condense.errors import TrackingError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SQLITE = "sqlite:///"
+ARTIFACTS = "mlartifacts"  # folder beside an SQLite file; MLflow's own default is the working directory
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+
+# Answers that will not change by waiting; everything else that goes wrong is an outage.
+REFUSALS = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
+
+
+def store_uri(uri: str) -> str:
+    """The tracking URI with an absolute path, so that it means the same in every working directory.
+
+    Raises:
+        TrackingError: for anything but an http(s) server or an SQLite file.
+    """
+    if re.match(r"https?://[^/]", uri):
+        return uri.rstrip("/")
+    path = uri.removeprefix(SQLITE)
+    if uri.startswith(SQLITE) and path and path != ":memory:" and "?" not in path:
+        return SQLITE + str(Path(path).absolute())
+    raise TrackingError(
+        f"tracking_uri {shown(uri)!r} is neither a server nor an SQLite file",
+        "write http://HOST:PORT or sqlite:///FOLDER/mlflow.db (other databases: behind an MLflow server)",
+    )
+
+
+def shown(text: str) -> str:
+    """The text without the passwords of its URIs."""
+    return re.sub(r"//[^/@\s]*@", "//***@", text)
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The database file of an SQLite URI; None for a server."""
+    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of the tracking store and the registry at one URI; no telemetry, no global state."""
+    os.environ.update(QUIET)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    from mlflow import MlflowClient
+
+    uri = store_uri(uri)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def check_tracking(uri: str) -> None:
+    """Asks the store for its experiments, with seconds of patience; an SQLite file is made where there is none.
+
+    Raises:
+        TrackingError: naming the URI: unreachable, wrong scheme, no permission, not writable, not a database.
+    """
+    uri = store_uri(uri)
+    file = sqlite_file(uri)
+    if file is not None:
+        _check_writable(file, uri)
+    with patience(retries=0, timeout_s=5), refusals(uri, "cannot be used"):
+        connect(uri).search_experiments(max_results=1)
+
+
+def _check_writable(file: Path, uri: str) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(file, timeout=2)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.rollback()
+    except (OSError, sqlite3.Error) as error:
+        raise TrackingError(
+            f"tracking_uri {uri}: the SQLite file cannot be written: {error}", "choose another tracking_uri"
+        ) from None
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise TrackingError(f"tracking_uri {uri}: no permission to write artifacts in {file.parent}")
+
+
+@contextmanager
+def patience(*, retries: int, timeout_s: int) -> Iterator[None]:
+    """Inside, an HTTP request to MLflow waits this long; its own patience is many minutes."""
+    wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries), "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s)}
+    before = {key: os.environ.get(key) for key in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What MLflow raises when a store is away or refuses: its own errors, files and sockets, the database."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (MlflowException, OSError, SQLAlchemyError)
+
+
+def refused(error: Exception) -> bool:
+    """Whether waiting will not help."""
+    return getattr(error, "error_code", None) in REFUSALS
+
+
+@contextmanager
+def refusals(uri: str, problem: str) -> Iterator[None]:
+    """Inside, every failure of MLflow becomes one TrackingError that names the URI."""
+    os.environ.update(QUIET)
+    try:
+        yield
+    except failures() as error:
+        raise TrackingError(f"MLflow at {shown(uri)} {problem}: {first_line(error)}", _remedy(error)) from None
+
+
+def first_line(error: Exception) -> str:
+    """The start of an error's text, fit for one line of a message."""
+    line = shown((str(error).strip() or type(error).__name__).splitlines()[0])
+    return line if len(line) <= 300 else line[:300] + " ..."
+
+
+def _remedy(error: Exception) -> str:
+    text = str(error)
+    if "401" in text or "UNAUTHENTICATED" in text:
+        return "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    if "403" in text or "PERMISSION_DENIED" in text:
+        return "ask for permission to write there, or for the host to be allowed"
+    if "API request" in text:
+        return "is the server running, and is this its address? `condense ui` starts one on an SQLite file"
+    return ""

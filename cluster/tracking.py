@@ -1,0 +1,386 @@
+"""The Tracker on MLflow: one run, opened by the driver, logged to by one worker, surviving kills and outages."""
+
+from __future__ import annotations
+
+import base64
+import getpass
+import io
+import json
+import logging
+import math
+import re
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import PIL.Image
+from torch import Tensor
+
+from cluster.spool import Record, Spool
+from cluster.store import (
+    ARTIFACTS,
+    check_tracking,
+    connect,
+    failures,
+    first_line,
+    patience,
+    refusals,
+    refused,
+    shown,
+    sqlite_file,
+    store_uri,
+)
+from condense.errors import TrackingError
+from condense.tracking import Status, check_grid, finite_metrics, flatten
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = ["MLflowTracker", "check_tracking", "log_source", "open_run"]
+
+logger = logging.getLogger(__name__)
+
+IDENTITY = "condense.identity"
+PARAMS_PER_BATCH = 100  # MLflow's limits
+METRICS_PER_BATCH = 1000
+PARAM_LENGTH = 6000
+TAG_LENGTH = 5000
+DIGEST_LENGTH = 36
+RETRY_S = (5.0, 60.0)  # first and longest pause between attempts during an outage
+CLOSE_PATIENCE_S = 20.0
+
+
+class MLflowTracker:
+    """A Tracker that logs to one existing MLflow run.
+
+    Every call is first written to the spool, then sent: at most every `interval_s`, with each picture, and at close.
+    While the store is away the spool grows and training goes on; at the next success everything is replayed in order,
+    and what the store already has is left out, so it arrives once. A spool that is left behind is sent by the next
+    tracker with the same run and file. It connects on first use and reads the last logged steps then.
+
+    Args:
+        tracking_uri: a server or an SQLite file.
+        run_id: from `open_run`.
+        spool: JSONL file of what waits; None keeps it in memory only, where a kill loses it.
+        interval_s: seconds between two sendings of metrics; 0 sends each call.
+
+    Raises:
+        TrackingError: from any call, when the store refuses (a deleted run); an outage is only logged.
+    """
+
+    def __init__(
+        self, tracking_uri: str, run_id: str, spool: str | Path | None = None, *, interval_s: float = 1.0
+    ) -> None:
+        self.tracking_uri = store_uri(tracking_uri)
+        self.run_id = run_id
+        self.interval_s = interval_s
+        self._spool = Spool(Path(spool) if spool is not None else None)
+        self._queued: dict[str, int] = {}
+        self._closed = False
+        self._disconnect()
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        self._add({"kind": "params", "values": _written(values)})
+        self.flush()
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        numbers = finite_metrics(values, step)
+        fresh = {name: value for name, value in numbers.items() if self._ascends(f"metric {name}", step)}
+        if fresh:
+            self._add({"kind": "metrics", "step": step, "values": fresh})
+            if time.monotonic() - self._sent_at >= self.interval_s:
+                self.flush()
+
+    def images(self, key: str, grid: Tensor, step: int) -> None:
+        check_grid(key, grid)
+        if self._ascends(f"image {key}", step):
+            encoded = io.BytesIO()
+            PIL.Image.fromarray(grid.permute(1, 2, 0).cpu().contiguous().numpy()).save(encoded, format="PNG")
+            png = base64.b64encode(encoded.getvalue()).decode()
+            self._add({"kind": "image", "step": step, "key": key, "png": png})
+            self.flush()
+
+    def close(self, status: Status = "FINISHED") -> None:
+        """Sends what waits and ends the run; during an outage waits a little, then leaves the spool and says so."""
+        if self._closed:
+            return
+        self._closed = True
+        self._add({"kind": "close", "status": status})
+        deadline = time.monotonic() + CLOSE_PATIENCE_S
+        while self.flush(at_once=True) and time.monotonic() < deadline:
+            time.sleep(1.0)
+        if self.waiting:
+            logger.error("%d records of run %s wait in %s", self.waiting, self.run_id, self._spool.file or "memory")
+
+    @property
+    def waiting(self) -> int:
+        """How many records are not sent yet."""
+        return len(self._spool)
+
+    def flush(self, *, at_once: bool = False) -> int:
+        """Sends what waits; during an outage only after a pause, unless `at_once`.
+
+        Returns:
+            How many records still wait.
+        """
+        if self.waiting and (at_once or time.monotonic() >= self._retry_at):
+            records = list(self._spool.records)
+            try:
+                with patience(retries=1, timeout_s=10):
+                    self._send(records)
+            except Exception as error:
+                if not isinstance(error, failures()):
+                    raise
+                self._pause(error)
+                if refused(error):
+                    raise TrackingError(
+                        f"MLflow at {shown(self.tracking_uri)} refuses run {self.run_id}: {first_line(error)}",
+                        f"{len(records)} records wait in {self._spool.file or 'memory'}; was the run deleted, or is"
+                        " the SQLite file on a disk that this worker does not see?",
+                    ) from None
+            finally:
+                self._spool.keep_only(records)
+        return self.waiting
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.flush()
+        return {**self.__dict__, "_client": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._disconnect()  # clocks and sockets of another process mean nothing here
+
+    def _disconnect(self) -> None:
+        self._client: MlflowClient | None = None
+        self._logged: dict[str, int] = {}
+        self._retry_at = 0.0
+        self._retry_s = RETRY_S[0]
+        self._sent_at = -math.inf
+
+    def _pause(self, error: Exception) -> None:
+        pause = self._retry_s
+        self._disconnect()  # whether the last request arrived is unknown: ask again before sending
+        self._retry_at = time.monotonic() + pause
+        self._retry_s = min(2 * pause, RETRY_S[1])
+        logger.warning(
+            "MLflow at %s cannot be reached, next attempt in %.0f s: %s",
+            shown(self.tracking_uri),
+            pause,
+            first_line(error),
+        )
+
+    def _ascends(self, name: str, step: int) -> bool:
+        if step <= self._queued.get(name, -1):
+            return False
+        self._queued[name] = step
+        return True
+
+    def _add(self, record: Record) -> None:
+        self._spool.append({**record, "time": round(time.time() * 1000)})
+
+    def _send(self, records: list[Record]) -> None:
+        """Sends records in order and takes each from the list when it has arrived."""
+        if self._client is None:
+            client = connect(self.tracking_uri)
+            self._logged = _last_steps(client, self.run_id)
+            self._client = client
+        while records:
+            if records[0]["kind"] == "metrics":
+                count = self._send_metrics(self._client, records)
+            else:
+                self._send_one(self._client, records[0])
+                count = 1
+            del records[:count]
+        self._retry_s = RETRY_S[0]
+        self._sent_at = time.monotonic()
+
+    def _send_metrics(self, client: MlflowClient, records: list[Record]) -> int:
+        from mlflow.entities import Metric
+
+        batch: list[Metric] = []
+        taken: dict[str, int] = {}
+        count = 0
+        for record in records:
+            if record["kind"] != "metrics" or len(batch) >= METRICS_PER_BATCH:
+                break
+            for name, value in record["values"].items():
+                last = taken.get(name, self._logged.get(f"metric {name}", -1))
+                if record["step"] > last:
+                    batch.append(Metric(name, value, record["time"], record["step"]))
+                    taken[name] = record["step"]
+            count += 1
+        for start in range(0, len(batch), METRICS_PER_BATCH):
+            client.log_batch(self.run_id, metrics=batch[start : start + METRICS_PER_BATCH])
+        self._logged.update({f"metric {name}": step for name, step in taken.items()})
+        return count
+
+    def _send_one(self, client: MlflowClient, record: Record) -> None:
+        if record["kind"] == "params":
+            _log_params(client, self.run_id, record["values"])
+        elif record["kind"] == "close":
+            client.set_terminated(self.run_id, record["status"], end_time=record["time"])
+        else:
+            name = f"image {_file_key(record['key'])}"
+            if record["step"] > self._logged.get(name, -1):
+                picture = PIL.Image.open(io.BytesIO(base64.b64decode(record["png"])))
+                client.log_image(self.run_id, picture, key=record["key"], step=record["step"], timestamp=record["time"])
+                self._logged[name] = record["step"]
+
+
+def open_run(
+    uri: str,
+    *,
+    experiment: str,
+    name: str,
+    identity: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str] | None = None,
+    git_revision: str | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> str:
+    """The id of a running MLflow run for this identity: an unfinished one is reopened, else one is created.
+
+    Args:
+        uri: a server or an SQLite file (its artifacts go to `mlartifacts` beside it).
+        experiment: created where it does not exist.
+        name: the run's name in the UI.
+        identity: what makes two runs the same run (config digest and name), kept as tag `condense.identity`.
+        params: settings; nested keys become dotted. A reopened run keeps its first value of each.
+        tags: further tags.
+        git_revision: shown by the UI as the source version.
+        versions: package versions, kept as tags `condense.version.NAME`.
+
+    Raises:
+        TrackingError: when the store cannot be reached or refuses.
+    """
+    uri = store_uri(uri)
+    if "'" in identity:
+        raise TrackingError(f"run identity {identity!r} holds a quote", "leave it out of the run's name")
+    all_tags = {
+        **(tags or {}),
+        **{f"condense.version.{package}": version for package, version in (versions or {}).items()},
+        **({"mlflow.source.git.commit": git_revision} if git_revision else {}),
+        "mlflow.source.name": "condense",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": getpass.getuser(),
+        IDENTITY: identity,
+    }
+    all_tags = {key: value[:TAG_LENGTH] for key, value in all_tags.items()}
+    with refusals(uri, f"cannot open run {name!r} in experiment {experiment!r}"):
+        client = connect(uri)
+        experiment_id = _experiment(client, uri, experiment)
+        unfinished = client.search_runs(
+            [experiment_id],
+            f"tags.`{IDENTITY}` = '{identity}' and attributes.status != 'FINISHED'",
+            max_results=1,
+            order_by=["attributes.start_time DESC"],
+        )
+        if unfinished:
+            run_id = str(unfinished[0].info.run_id)
+            client.update_run(run_id, status="RUNNING")
+            logger.info("run %s goes on in MLflow run %s", name, run_id)
+            for key, value in all_tags.items():
+                client.set_tag(run_id, key, value)
+        else:
+            run_id = str(client.create_run(experiment_id, run_name=name, tags=all_tags).info.run_id)
+        _log_params(client, run_id, _written(params))
+    return run_id
+
+
+def log_source(
+    uri: str,
+    run_id: str,
+    *,
+    name: str,
+    digest: str,
+    description: Mapping[str, Any],
+    profile: Mapping[str, Any] | None = None,
+    context: str = "source",
+) -> None:
+    """Records real data as a dataset input of a run; the same data twice is one input.
+
+    Args:
+        name: the source's name, as it was opened ("digits", "parquet:URI").
+        digest: of its content; MLflow keeps 36 characters of it, `description` all of them.
+        description: where it comes from and what it holds; JSON values.
+        profile: counts, shape; shown beside it by the UI.
+        context: what the run did with it.
+
+    Raises:
+        TrackingError: when the store cannot be reached or refuses.
+    """
+    with refusals(uri, f"cannot record the source {name!r}"):
+        client = connect(uri)
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=name,
+            digest=digest[:DIGEST_LENGTH],
+            source_type="condense",
+            source=json.dumps({**description, "digest": digest}),
+            profile=json.dumps(profile) if profile else None,
+        )
+        client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+
+
+def _experiment(client: MlflowClient, uri: str, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        file = sqlite_file(uri)
+        try:
+            return str(client.create_experiment(name, str(file.parent / ARTIFACTS) if file else None))
+        except MlflowException:  # another run of a sweep was faster
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        raise TrackingError(f"experiment {name!r} was deleted", f"mlflow experiments restore -x {found.experiment_id}")
+    return str(found.experiment_id)
+
+
+def _log_params(client: MlflowClient, run_id: str, values: Mapping[str, str]) -> None:
+    """Logs the params that the run does not have; MLflow never changes one."""
+    from mlflow.entities import Param
+
+    known = client.get_run(run_id).data.params
+    changed = [key for key, value in values.items() if known.get(key, value) != value]
+    if changed:
+        logger.warning("run %s keeps its first value of %s", run_id, ", ".join(changed))
+    fresh = [Param(key, value) for key, value in values.items() if key not in known]
+    for start in range(0, len(fresh), PARAMS_PER_BATCH):
+        client.log_batch(run_id, params=fresh[start : start + PARAMS_PER_BATCH])
+
+
+def _written(params: Mapping[str, Any]) -> dict[str, str]:
+    """Params as text: strings as they are, everything else as JSON."""
+    texts = {
+        key: value if isinstance(value, str) else json.dumps(value, default=str)
+        for key, value in flatten(params).items()
+    }
+    return {
+        key: text if len(text) <= PARAM_LENGTH else text[: PARAM_LENGTH - 4] + " ..." for key, text in texts.items()
+    }
+
+
+def _last_steps(client: MlflowClient, run_id: str) -> dict[str, int]:
+    """The last logged step of every metric and picture of a run."""
+    steps: dict[str, int] = {}
+    for name in client.get_run(run_id).data.metrics:
+        steps[f"metric {name}"] = max(point.step for point in client.get_metric_history(run_id, name))
+    for key, step in image_steps(file.path for file in client.list_artifacts(run_id, "images")):
+        steps[f"image {key}"] = max(step, steps.get(f"image {key}", -1))
+    return steps
+
+
+def image_steps(paths: Iterable[str]) -> list[tuple[str, int]]:
+    """(key, step) of the pictures among artifact paths; the thumbnail is written last, so it shows a whole one."""
+    names = (re.fullmatch(r"images/(.+)\+step\+(\d+)\+timestamp\+.*\.webp", path) for path in paths)
+    return [(name[1], int(name[2])) for name in names if name]
+
+
+def _file_key(key: str) -> str:
+    """A picture's key as MLflow spells it in file names."""
+    return key.replace("/", "~")
