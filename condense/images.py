@@ -82,6 +82,15 @@ def decode(data: bytes, where: str) -> Picture:
         ) from None
 
 
+def encode_png(image: Tensor) -> bytes:
+    """A uint8 image (C, H, W), C one or three, as a PNG file; exact, and the same bytes for the same image."""
+    pixels = image.cpu().numpy()
+    buffer = io.BytesIO()
+    picture = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    picture.save(buffer, format="PNG", compress_level=9)
+    return buffer.getvalue()
+
+
 def stack(pictures: Iterable[tuple[str, Picture]], count: int, shape: tuple[int, int, int], frame: Frame) -> Tensor:
     """Pictures as one tensor.
 

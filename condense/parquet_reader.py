@@ -37,7 +37,7 @@ class ParquetFiles:
     paths: tuple[str, ...]
 
 
-def find_files(uri: str) -> tuple[ParquetFiles, ParquetFiles | None]:
+def train_and_test_files(uri: str) -> tuple[ParquetFiles, ParquetFiles | None]:
     """The train files at a path or URI, and the test files beside them if there are any.
 
     A folder's files belong to test, validation or train by the word in their names; where no name says train, all
@@ -47,21 +47,33 @@ def find_files(uri: str) -> tuple[ParquetFiles, ParquetFiles | None]:
     Raises:
         SourceError: nothing there, or it cannot be reached.
     """
-    try:
-        filesystem, path = _filesystem(uri)
-        info = filesystem.get_file_info(path)
-        if info.type == pafs.FileType.NotFound:
-            raise SourceError(f"{uri} does not exist", "give a Parquet file, or a folder of them")
-        if info.type == pafs.FileType.File:
-            folder, _, name = path.rpartition("/")
-            beside = f"{folder}/{name.replace('train', 'test')}"
-            paired = "train" in name and filesystem.get_file_info(beside).type == pafs.FileType.File
-            return ParquetFiles(filesystem, (path,)), ParquetFiles(filesystem, (beside,)) if paired else None
-        listing = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    except (OSError, pa.ArrowException) as error:
-        raise SourceError(f"{uri} cannot be reached: {error}") from None
-    paths = sorted(f.path for f in listing if f.path.endswith(".parquet") and "/." not in f.path[len(path) :])
-    return _by_split(uri, path, filesystem, paths)
+    filesystem, path, found = _list(uri)
+    if found is None:
+        folder, separator, name = path.rpartition("/")
+        beside = folder + separator + name.replace("train", "test")
+        paired = "train" in name and filesystem.get_file_info(beside).type == pafs.FileType.File
+        return ParquetFiles(filesystem, (path,)), ParquetFiles(filesystem, (beside,)) if paired else None
+    train, test, unused = _by_split(path, found)
+    if not train:
+        raise SourceError(f"folder {uri} holds no Parquet file to train on", "expected names such as train-0.parquet")
+    if unused:
+        log.info("%s: not read, validation is carved from train: %s", uri, ", ".join(unused))
+    return ParquetFiles(filesystem, train), ParquetFiles(filesystem, test) if test else None
+
+
+def test_files(uri: str) -> ParquetFiles:
+    """The test files at a path or URI: that file, or of a folder those named test, or else all that name no split.
+
+    Raises:
+        SourceError: nothing there, or it cannot be reached.
+    """
+    filesystem, path, found = _list(uri)
+    if found is None:
+        return ParquetFiles(filesystem, (path,))
+    train, test, _ = _by_split(path, found)
+    if not (test or train):
+        raise SourceError(f"folder {uri} holds no Parquet file to test on", "expected names such as test-0.parquet")
+    return ParquetFiles(filesystem, test or train)
 
 
 class ParquetSplit:
@@ -185,7 +197,7 @@ class ParquetSplit:
 
     def _read_labels(self) -> tuple[Labels, tuple[str, ...]]:
         named = next((c for c in _NAME_COLUMNS if c in self._schema.names and c != self._label_column), None)
-        columns = [self._label_column] if self._declared or named is None else [self._label_column, named]
+        columns = [self._label_column, *([named] if named and not self._declared else [])]
         tables = []
         for path in self._files.paths:
             with self._open(path) as file:
@@ -195,10 +207,14 @@ class ParquetSplit:
         if column.null_count:
             row = int(np.flatnonzero(column.is_null().to_numpy())[0])
             raise SourceError(f"{self._row(row)}: the label is null", "label the row, or drop it")
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
         if not pa.types.is_integer(column.type):
             return self._numbered(column.to_pylist())
         labels = column.to_numpy().astype(np.int64)
-        names = self._declared or self._known_classes or self._names_of(labels, table.column(named) if named else None)
+        names = self._declared or self._known_classes
+        if names is None:
+            names = self._names_of(labels, table.column(named).to_pylist() if named else None)
         check_labels(labels, names, self._row)
         return labels, names
 
@@ -210,7 +226,7 @@ class ParquetSplit:
                 raise SourceError(f"{self._row(row)}: label {value!r} is not one of the classes {list(names)}")
         return np.array([numbers[value] for value in values], dtype=np.int64), names
 
-    def _names_of(self, labels: Labels, named: Any) -> tuple[str, ...]:
+    def _names_of(self, labels: Labels, words: list[Any] | None) -> tuple[str, ...]:
         """Names of integer labels that no metadata declares: those of the name column, else the numbers."""
         values, first = np.unique(labels, return_index=True)
         gap = np.flatnonzero(values != np.arange(len(values)))
@@ -220,9 +236,8 @@ class ParquetSplit:
                 f"{self._row(row)}: label {labels[row]} is out of range: no row has label {int(gap[0])}",
                 "number the classes 0, 1, 2 ... without a gap",
             )
-        if named is None:
+        if words is None:
             return tuple(str(value) for value in values)
-        words = named.to_pylist()
         names = tuple(str(words[row]) for row in first)
         for row, (label, word) in enumerate(zip(labels.tolist(), words, strict=True)):
             if word != names[label]:
@@ -237,23 +252,42 @@ def _filesystem(uri: str) -> tuple[Any, str]:
     return pafs.LocalFileSystem(), str(Path(uri).expanduser())
 
 
-def _by_split(uri: str, root: str, filesystem: Any, paths: list[str]) -> tuple[ParquetFiles, ParquetFiles | None]:
+def _list(uri: str) -> tuple[Any, str, list[str] | None]:
+    """Filesystem, path on it, and the Parquet files below it; None for these where the path is a file."""
+    try:
+        filesystem, path = _filesystem(uri)
+        info = filesystem.get_file_info(path)
+        if info.type == pafs.FileType.NotFound:
+            raise SourceError(f"{uri} does not exist", "give a Parquet file, or a folder of them")
+        if info.type == pafs.FileType.File:
+            return filesystem, path, None
+        listing = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"{uri} cannot be reached: {error}") from None
+    files = sorted(entry.path for entry in listing if entry.type == pafs.FileType.File)
+    return filesystem, path, [f for f in files if f.endswith(".parquet") and "/." not in f[len(path) :]]
+
+
+def _by_split(root: str, paths: list[str]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Train, test and unused files among `paths`, by the words in their names below `root`."""
     words = {path: set(re.split(r"[^a-z]+", path[len(root) :].lower())) for path in paths}
-    test = [path for path in paths if "test" in words[path]]
-    unused = [path for path in paths if words[path] & {"validation", "valid", "val", "dev"} and path not in test]
-    rest = [path for path in paths if path not in test and path not in unused]
-    train = [path for path in rest if "train" in words[path]] or rest
-    if not train:
-        raise SourceError(f"folder {uri} holds no Parquet file to train on", "expected names such as train-0.parquet")
-    if left := sorted(set(paths) - set(train) - set(test)):
-        log.info("%s: not read, validation is carved from train: %s", uri, ", ".join(left))
-    return ParquetFiles(filesystem, tuple(train)), ParquetFiles(filesystem, tuple(test)) if test else None
+    test = tuple(path for path in paths if "test" in words[path])
+    held_out = {path for path in paths if words[path] & {"validation", "valid", "val", "dev"}}
+    rest = tuple(path for path in paths if path not in test and path not in held_out)
+    train = tuple(path for path in rest if "train" in words[path]) or rest
+    return train, test, tuple(path for path in paths if path not in train and path not in test)
 
 
 def _is_image(kind: Any) -> bool:
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _is_label(kind: Any) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return bool(text or pa.types.is_integer(kind))
 
 
 def _find_image_column(schema: Any, wanted: str | None, where: str) -> str:
@@ -273,13 +307,7 @@ def _find_image_column(schema: Any, wanted: str | None, where: str) -> str:
 
 
 def _find_label_column(schema: Any, wanted: str | None, where: str) -> str:
-    usable = [
-        name
-        for name in schema.names
-        if pa.types.is_integer(schema.field(name).type)
-        or pa.types.is_string(schema.field(name).type)
-        or pa.types.is_large_string(schema.field(name).type)
-    ]
+    usable = [name for name in schema.names if _is_label(schema.field(name).type)]
     for name in (wanted,) if wanted is not None else _LABEL_COLUMNS:
         if name in usable:
             return name

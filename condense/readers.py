@@ -160,7 +160,7 @@ def _batches(cls: str, folder: str, names: tuple[str, ...]) -> TorchvisionSet:
 
 _PLAIN = ("train", "t10k")
 _CIFAR10 = (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch", "batches.meta")
-_STL10 = tuple(f"stl10_binary/{name}.bin" for name in ("train_X", "train_y", "test_X", "test_y", "unlabeled_X"))
+_STL10 = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "unlabeled_X.bin", "class_names.txt")
 TORCHVISION_SETS = {
     "mnist": _idx("MNIST", _PLAIN, "https://ossci-datasets.s3.amazonaws.com/mnist/"),
     "fashion-mnist": _idx("FashionMNIST", _PLAIN, "https://github.com/zalandoresearch/fashion-mnist"),
@@ -181,7 +181,11 @@ TORCHVISION_SETS = {
     "cifar10": _batches("CIFAR10", "cifar-10-batches-py", _CIFAR10),
     "cifar100": _batches("CIFAR100", "cifar-100-python", ("train", "test", "meta")),
     "stl10": TorchvisionSet(
-        "STL10", _STL10, {"split": "train"}, {"split": "test"}, "https://cs.stanford.edu/~acoates/stl10/"
+        "STL10",
+        tuple(f"stl10_binary/{name}" for name in _STL10),
+        {"split": "train"},
+        {"split": "test"},
+        "https://cs.stanford.edu/~acoates/stl10/",
     ),
 }
 
@@ -199,6 +203,8 @@ def nearest_names(spec: str) -> list[str]:
 
 def torchvision_split(name: str, *, train: bool, root: Path, download: bool) -> ArraySplit:
     """One split of a torchvision dataset, from the files under `root`.
+
+    torchvision unpickles CIFAR's files only after their MD5 sums agree with the published ones.
 
     Raises:
         SourceError: naming the files that are missing or damaged and where each belongs.

@@ -24,7 +24,7 @@ from torch import Tensor
 from condense import readers
 from condense.errors import SourceError
 from condense.images import Fit, Frame
-from condense.parquet_reader import ParquetFiles, ParquetSplit, find_files
+from condense.parquet_reader import ParquetFiles, ParquetSplit, test_files, train_and_test_files
 from condense.readers import FolderSplit, Labels, StoredSplit
 from condense.seeding import generator
 from condense.settings import Settings
@@ -88,7 +88,7 @@ class DataSource(Protocol):
 
 
 def open_source(spec: str, data: DataConfig, *, seed: int) -> DataSource:
-    """The dataset that `spec` names. Labels and one image of train are read, and nothing of the test split's rows.
+    """The dataset that `spec` names. Labels and one image of train are read; of the test split, no row.
 
     Args:
         spec: digits; a torchvision dataset (mnist, cifar10 ...); parquet:PATH or parquet:URI; folder:PATH.
@@ -98,11 +98,11 @@ def open_source(spec: str, data: DataConfig, *, seed: int) -> DataSource:
     Raises:
         SourceError: an unknown name, missing files, bad labels, a class too small to split.
     """
-    opened = _open(spec, data, known_classes=None)
+    stored = _open(spec, data)
     if data.test_source is not None:
-        test = _open(data.test_source, data, known_classes=opened.train.class_names)
-        opened = _Opened(opened.name, opened.train, lambda: test.train, test.train_where)
-    return _SplitSource(spec, opened, data, seed)
+        test = _open_test(data.test_source, data, stored.train.class_names)
+        stored = _Stored(stored.name, stored.train, lambda: test, test.where)
+    return _SplitSource(spec, stored, data, seed)
 
 
 def class_digests(data: LabelledImages) -> dict[int, str]:
@@ -134,113 +134,123 @@ def check_class_sizes(class_counts: Sequence[int], images_per_class: int, class_
             )
 
 
-def carve(labels: Labels, fraction: float, class_names: Sequence[str], *, seed: int, purpose: str) -> NDArray[np.bool_]:
+def carve(labels: Labels, fraction: float, *, classes: int, seed: int, purpose: str) -> NDArray[np.bool_]:
     """Which rows a split takes: round(fraction * n) of the n rows of each class, at least one, never all.
 
     A class's draw depends on its own rows alone, not on the other classes.
-
-    Raises:
-        SourceError: naming a class of fewer than two rows.
     """
     taken = np.zeros(len(labels), dtype=np.bool_)
-    for label, name in enumerate(class_names):
+    for label in range(classes):
         rows = np.flatnonzero(labels == label)
-        if len(rows) < 2:
-            raise SourceError(
-                f"class {name!r} has {len(rows)} image{'s' * (len(rows) != 1)}; the {purpose} split needs at least one "
-                "and must leave one for train",
-                "add images of this class, or leave the class out",
-            )
         count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
-        order = torch.randperm(len(rows), generator=generator(seed, f"{purpose}-split", index=label)).numpy()
+        order = torch.randperm(len(rows), generator=generator(seed, purpose, index=label)).numpy()
         taken[rows[order[:count]]] = True
     return taken
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """The stored train split, and how to open the stored test split, where there is one."""
+class _Stored:
+    """What a spec names: the stored train split, and how to open the stored test split where there is one."""
 
     name: str
     train: StoredSplit
     open_test: Callable[[], StoredSplit] | None
     test_where: str = ""
 
-    @property
-    def train_where(self) -> str:
-        return self.train.where
 
-
-def _open(spec: str, data: DataConfig, *, known_classes: tuple[str, ...] | None) -> _Opened:
+def _open(spec: str, data: DataConfig) -> _Stored:
     form, _, rest = spec.partition(":")
     if form == "parquet" and rest:
-        return _open_parquet(rest, data, known_classes)
+        return _open_parquet(rest, data)
     if form == "folder" and rest:
-        return _open_folder(Path(rest).expanduser(), known_classes)
-    if known_classes is not None:
-        raise SourceError(f"data.test_source {spec!r} is not parquet:... or folder:...", "give one of these two forms")
+        return _open_folder(Path(rest).expanduser(), data)
     if spec.lower() == "digits":
-        return _Opened("digits", readers.digits(), None)
+        return _Stored("digits", readers.digits(), None)
     if (name := readers.torchvision_name(spec)) is not None:
 
-        def stored(train: bool) -> StoredSplit:
+        def split(train: bool) -> StoredSplit:
             return readers.torchvision_split(name, train=train, root=data.root, download=data.download)
 
-        return _Opened(name, stored(True), lambda: stored(False), f"{name} test")
+        return _Stored(name, split(True), lambda: split(False), f"{name} test")
     near = readers.nearest_names(spec)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise SourceError(f"unknown dataset {spec!r}", f"{hint}Known forms: {FORMS}")
 
 
-def _open_parquet(uri: str, data: DataConfig, known_classes: tuple[str, ...] | None) -> _Opened:
-    train, test = find_files(uri)
-
-    def split(files: ParquetFiles, classes: tuple[str, ...] | None) -> ParquetSplit:
-        columns = {"image_column": data.image_column, "label_column": data.label_column}
-        return ParquetSplit(files, known_classes=classes, **columns)
-
-    opened = split(train, known_classes)
-    stem = re.sub(r"[-_.]?train(-\d+-of-\d+)?$", "", Path(uri.rstrip("/")).name.removesuffix(".parquet"))
-    if test is None:
-        return _Opened(stem or "parquet", opened, None)
-    files = test
-    return _Opened(stem or "parquet", opened, lambda: split(files, opened.class_names), ", ".join(test.paths))
+def _open_test(spec: str, data: DataConfig, class_names: tuple[str, ...]) -> StoredSplit:
+    form, _, rest = spec.partition(":")
+    if form == "parquet" and rest:
+        return _parquet_split(test_files(rest), data, class_names)
+    if form == "folder" and rest:
+        path = Path(rest).expanduser()
+        return FolderSplit(path / "test" if (path / "test").is_dir() else path, class_names)
+    raise SourceError(f"data.test_source {spec!r} is not parquet:... or folder:...", "give one of these two forms")
 
 
-def _open_folder(path: Path, known_classes: tuple[str, ...] | None) -> _Opened:
-    test_path = path / "test"
+def _open_parquet(uri: str, data: DataConfig) -> _Stored:
+    train, test = train_and_test_files(uri)
+    split = _parquet_split(train, data)
+    name = re.sub(r"[-_.]?train(-\d+-of-\d+)?$", "", Path(uri.rstrip("/")).name.removesuffix(".parquet")) or "parquet"
+    if test is None or data.test_source is not None:
+        return _Stored(name, split, None)
+    # Only its footer is read here, so that a damaged file is known before the run and not after it.
+    beside = _parquet_split(test, data, split.class_names)
+    return _Stored(name, split, lambda: beside, beside.where)
+
+
+def _parquet_split(files: ParquetFiles, data: DataConfig, class_names: tuple[str, ...] | None = None) -> ParquetSplit:
+    return ParquetSplit(
+        files, image_column=data.image_column, label_column=data.label_column, known_classes=class_names
+    )
+
+
+def _open_folder(path: Path, data: DataConfig) -> _Stored:
     if not (path / "train").is_dir():
-        return _Opened(path.name, FolderSplit(path, known_classes), None)
-    train = FolderSplit(path / "train", known_classes)
-    if not test_path.is_dir():
-        return _Opened(path.name, train, None)
-    return _Opened(path.name, train, lambda: FolderSplit(test_path, train.class_names), str(test_path))
+        return _Stored(path.name, FolderSplit(path), None)
+    train = FolderSplit(path / "train")
+    if data.test_source is not None or not (path / "test").is_dir():
+        return _Stored(path.name, train, None)
+    beside = FolderSplit(path / "test", train.class_names)
+    return _Stored(path.name, train, lambda: beside, beside.where)
+
+
+def _check_splittable(labels: Labels, class_names: Sequence[str], splits: Sequence[str]) -> None:
+    counts = np.bincount(labels, minlength=len(class_names))
+    for name, count in zip(class_names, counts.tolist(), strict=True):
+        if count < len(splits):
+            raise SourceError(
+                f"class {name!r} has {count} image{'s' * (count != 1)}, but {' and '.join(splits)} need one each",
+                "add images of this class, or leave the class out",
+            )
 
 
 class _SplitSource:
     """A stored train split with validation, and where needed test, carved from it."""
 
-    def __init__(self, spec: str, opened: _Opened, data: DataConfig, seed: int) -> None:
-        self.name = opened.name
+    def __init__(self, spec: str, stored: _Stored, data: DataConfig, seed: int) -> None:
+        self.name = stored.name
         self._spec, self._seed, self._data = spec, seed, data
         self._frame = Frame(data.image_size, data.fit)
-        self._train, self._open_test = opened.train, opened.open_test
+        self._train, self._open_test = stored.train, stored.open_test
         self.class_names = self._train.class_names
         self.shape = self._train.first_shape(self._frame)
         labels = self._train.labels
-        kept = np.arange(len(labels))
+        classes, kept = len(self.class_names), np.arange(len(labels))
+        splits = ("train", "validation", *(("test",) if self._open_test is None else ()))
+        _check_splittable(labels, self.class_names, splits)
         self._test_rows = kept[:0]
         if self._open_test is None:
             fraction = TEST_FRACTION.get(spec.lower(), 0.1)
-            test = carve(labels, fraction, self.class_names, seed=TEST_SEED, purpose="test")
+            test = carve(labels, fraction, classes=classes, seed=TEST_SEED, purpose="test-split")
             self._test_rows, kept = kept[test], kept[~test]
             self._test_from = f"{fraction:.0%} of {self._train.where}, carved with seed {TEST_SEED}"
         else:
-            self._test_from = opened.test_where
+            self._test_from = stored.test_where
         log.info("%s: the test split is %s", spec, self._test_from)
-        held = carve(labels[kept], data.validation_fraction, self.class_names, seed=seed, purpose="validation")
+        fraction = data.validation_fraction
+        held = carve(labels[kept], fraction, classes=classes, seed=seed, purpose="validation-split")
         self._validation_rows, self._train_rows = kept[held], kept[~held]
-        counts = np.bincount(labels[self._train_rows], minlength=len(self.class_names))
+        counts = np.bincount(labels[self._train_rows], minlength=classes)
         self.class_counts = tuple(int(count) for count in counts)
 
     @property
