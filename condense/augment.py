@@ -1,0 +1,95 @@
+"""Differentiable Siamese augmentation (DSA): one random transform, the same draw wherever it is applied.
+
+Zhao, Bilen 2021. A draw is one transform out of six with its numbers; `augment` applies it. Images are normalised,
+so that zero, which padding and cutout leave, is the mean colour.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+STRATEGIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
+
+# Strengths of the published code.
+BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
+CROP, CUTOUT, FLIP, SCALE, ROTATE_DEGREES = 0.125, 0.5, 0.5, 1.2, 15.0
+
+
+class Draw(NamedTuple):
+    """One transform and its uniform numbers in [0, 1): (n, 4), n the number of images or 1 for all alike."""
+
+    kind: str
+    numbers: Tensor
+
+
+def draw_transform(generator: torch.Generator, count: int, *, flip: bool = True) -> Draw:
+    """One of the six transforms with numbers for `count` images; without flip where it would change the class."""
+    kinds = STRATEGIES if flip else tuple(kind for kind in STRATEGIES if kind != "flip")
+    kind = kinds[int(torch.randint(len(kinds), (), generator=generator))]
+    return Draw(kind, torch.rand((count, 4), generator=generator))
+
+
+def augment(images: Tensor, draw: Draw) -> Tensor:
+    """(N, C, H, W) normalised images, transformed; differentiable in the images."""
+    numbers = draw.numbers.to(images.device, images.dtype).expand(len(images), 4)
+    match draw.kind:
+        case "color":
+            return _color(images, numbers)
+        case "crop":
+            return _shift(images, numbers)
+        case "cutout":
+            return _cutout(images, numbers)
+        case "flip":
+            return torch.where((numbers[:, 0] < FLIP)[:, None, None, None], images.flip(3), images)
+        case "scale":
+            low = 1 / SCALE
+            return _affine(images, numbers[:, 0] * (SCALE - low) + low, numbers[:, 1] * (SCALE - low) + low, 0.0)
+        case _:
+            ones = torch.ones_like(numbers[:, 0])
+            return _affine(images, ones, ones, (2 * numbers[:, 0] - 1) * math.radians(ROTATE_DEGREES))
+
+
+def _color(images: Tensor, numbers: Tensor) -> Tensor:
+    brightness, saturation, contrast = (numbers[:, i, None, None, None] for i in range(3))
+    images = images + (brightness - 0.5) * BRIGHTNESS
+    grey = images.mean(1, keepdim=True)
+    images = (images - grey) * (saturation * SATURATION) + grey
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return (images - mean) * (contrast + CONTRAST) + mean
+
+
+def _shift(images: Tensor, numbers: Tensor) -> Tensor:
+    height, width = images.shape[2:]
+    down, right = int(height * CROP + 0.5), int(width * CROP + 0.5)
+    dy = (numbers[:, 0] * (2 * down + 1)).long()
+    dx = (numbers[:, 1] * (2 * right + 1)).long()
+    padded = F.pad(images, (right, right, down, down))
+    rows = torch.arange(height, device=images.device) + dy[:, None]
+    columns = torch.arange(width, device=images.device) + dx[:, None]
+    index = torch.arange(len(images), device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _cutout(images: Tensor, numbers: Tensor) -> Tensor:
+    height, width = images.shape[2:]
+    size_y, size_x = int(height * CUTOUT + 0.5), int(width * CUTOUT + 0.5)
+    top = (numbers[:, 0] * (height + 1 - size_y % 2)).long() - size_y // 2
+    left = (numbers[:, 1] * (width + 1 - size_x % 2)).long() - size_x // 2
+    rows = torch.arange(height, device=images.device) - top[:, None]
+    columns = torch.arange(width, device=images.device) - left[:, None]
+    hole = ((rows >= 0) & (rows < size_y))[:, :, None] & ((columns >= 0) & (columns < size_x))[:, None, :]
+    return images * (~hole)[:, None].to(images.dtype)
+
+
+def _affine(images: Tensor, scale_x: Tensor, scale_y: Tensor, angle: Tensor | float) -> Tensor:
+    angle = torch.as_tensor(angle, device=images.device, dtype=images.dtype).expand(len(images))
+    zeros = torch.zeros_like(angle)
+    top = torch.stack([scale_x * angle.cos(), -scale_y * angle.sin(), zeros], 1)
+    bottom = torch.stack([scale_x * angle.sin(), scale_y * angle.cos(), zeros], 1)
+    grid = F.affine_grid(torch.stack([top, bottom], 1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)

@@ -1,0 +1,75 @@
+"""Sums and gathers over the workers of a run; the identity where there is one."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from condense.errors import ConfigError
+
+
+class Collective(Protocol):
+    """What the algorithm needs of the other workers. Every worker must call the same methods in the same order."""
+
+    rank: int
+    size: int
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """`tensor`, in place, as the sum over workers."""
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The workers' tensors joined along the first dimension, in rank order; their lengths may differ."""
+
+
+class Alone:
+    """One process."""
+
+    rank = 0
+    size = 1
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """`tensor` itself."""
+        return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """`tensor` itself."""
+        return tensor
+
+
+class ProcessGroup:
+    """The default torch.distributed group (gloo on CPU, NCCL on GPU), which somebody else has initialised."""
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """All-reduce."""
+        dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """All-gather of tensors that agree in all but the first dimension: padded to the longest, then cut."""
+        length = torch.tensor([tensor.shape[0]], device=tensor.device)
+        lengths = [torch.empty_like(length) for _ in range(self.size)]
+        dist.all_gather(lengths, length)
+        longest = max(int(n) for n in lengths)
+        padded = tensor.new_zeros((longest, *tensor.shape[1:]))
+        padded[: tensor.shape[0]] = tensor
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[: int(n)] for part, n in zip(parts, lengths, strict=True)])
+
+
+def class_slice(classes: int, rank: int, size: int) -> range:
+    """The contiguous classes that worker `rank` of `size` owns; slice lengths differ by at most one.
+
+    Raises:
+        ConfigError: more workers than classes.
+    """
+    if size > classes:
+        raise ConfigError(f"{size} workers for {classes} classes: a worker would own none", f"set workers <= {classes}")
+    return range(rank * classes // size, (rank + 1) * classes // size)

@@ -1,0 +1,374 @@
+"""From a config to a condensed dataset: THE MAIN PATH.
+
+Every worker runs `condense` with the same config and its own place in the collective; in one process there is one.
+Worker `rank` owns a slice of the classes: their real images, their synthetic images, their controls. What all need
+(the validation and test splits, the set to evaluate) is small and is held or gathered by all.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from condense import controls, provenance
+from condense.checkpoints import Checkpoint, Checkpoints
+from condense.collective import Collective, class_slice
+from condense.config import RunConfig
+from condense.engine import Engine, StepResult
+from condense.errors import CheckpointError, FlowError
+from condense.evaluation import RECIPES, Evaluation, Evaluator, Normalisation
+from condense.flow.bits import Density, measure
+from condense.flow.store import flow_for, load_flow
+from condense.networks import build_network
+from condense.objectives import build_objective
+from condense.parquet import CondensedDataset, content_digest
+from condense.pixels import to_float
+from condense.sources import (
+    DataSource,
+    LabelledImages,
+    check_class_sizes,
+    class_digests,
+    combine_digests,
+    open_source,
+)
+from condense.synthetic import initial_set
+from condense.tracking import Tracker, image_grid
+
+log = logging.getLogger(__name__)
+
+REAL_BITS_IMAGES = 500  # real images behind "bits per dim before": their mean is known to about 1 %
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: `stage` in words, `done` of `total`, and the latest numbers."""
+
+    stage: str
+    done: int
+    total: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a run is given besides its config: its workers, and where it tells and keeps things."""
+
+    collective: Collective
+    tracker: Tracker
+    checkpoints: Checkpoints
+    progress: Callable[[Progress], None]
+    device: torch.device
+
+
+def open_checked(config: RunConfig) -> tuple[DataSource, str | None]:
+    """The source and the name of the flow, after every check that needs no work: to be called before a run starts.
+
+    Raises:
+        SourceError: the data, or a class smaller than images_per_class.
+        FlowError: no flow fits, or one of another shape; None is returned where no bits are asked for.
+    """
+    source = open_source(config.source, config.data, seed=config.seed)
+    check_class_sizes(source.class_counts, config.images_per_class, source.class_names)
+    build_network(config.network, source.shape, len(source.class_names))
+    if config.flow != "auto":
+        flow = load_flow(config.flow)
+        if flow.shape != source.shape:
+            raise FlowError(
+                f"flow {config.flow} measures images of shape {flow.shape}, {config.source} has {source.shape}",
+                "set data.image_size to the flow's, choose another flow, or fit one with `condense flow fit`",
+            )
+        return source, config.flow
+    try:
+        return source, flow_for(source.shape)
+    except FlowError:
+        if config.bits_weight > 0:
+            raise
+        return source, None
+
+
+def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
+    """The condensed dataset of a config, with bits, test accuracy and controls in its provenance.
+
+    Resumes from the latest checkpoint. All workers return the same dataset.
+
+    Raises:
+        CondenseError: see the parts.
+    """
+    started = time.perf_counter()
+    source, flow_name = open_checked(config)
+    collective, device = around.collective, around.device
+    classes = class_slice(len(source.class_names), collective.rank, collective.size)
+    train = source.load("train", classes)
+    digest = _source_digest(train, len(source.class_names), collective)
+    real = [train.images[train.labels == label].to(device) for label in classes]
+    normalisation = _normalisation(real, collective)
+    density = None if flow_name is None else load_flow(flow_name, device=device)
+
+    synthetic = initial_set(config.images, real, classes, config.images_per_class, seed=config.seed)
+    engine = Engine(
+        matching=config.matching,
+        images=config.images,
+        bits_weight=config.bits_weight,
+        outer_steps=config.outer_steps,
+        seed=config.seed,
+        objective=build_objective(
+            config.objective,
+            distance=config.matching.distance,
+            precision=getattr(torch, config.matching.precision),
+        ),
+        network=build_network(config.network, source.shape, len(source.class_names)).to(device),
+        density=density if config.bits_weight > 0 else None,
+        normalisation=normalisation,
+        real=real,
+        synthetic=synthetic,
+        class_count=len(source.class_names),
+        collective=collective,
+    )
+    evaluator = Evaluator(
+        recipe=RECIPES[config.evaluation.recipe],
+        network=config.network,
+        classes=len(source.class_names),
+        normalisation=normalisation,
+        seed=config.seed,
+        flip=config.evaluation.flip,
+    )
+    run = _Run(config, around, engine, evaluator, density, real, classes)
+    run.optimise(source)
+    images = run.whole(engine.synthetic.images_uint8())
+    labels = run.whole(engine.synthetic.labels)
+    found = run.judge(images, labels, source.load("test"))
+    bits, bits_per_dim, png_bytes = provenance.cost(density, images.cpu(), seed=config.seed, device=device)
+    facts = provenance.describe(
+        config,
+        source=source.description() | {"digest": digest},
+        flow=None if flow_name is None or density is None else {"name": flow_name, "digest": density.digest},
+        normalisation=normalisation,
+        content_digest=content_digest(images.cpu(), labels.cpu(), source.class_names),
+    )
+    facts |= found | {
+        "validation": run.validation,
+        "bits": {
+            "per_dim_before": found.pop("real_bits_per_dim"),
+            "per_dim_after": None if bits_per_dim is None else float(bits_per_dim.mean()),
+            "per_set": None if bits is None else float(bits.sum()),
+            "png_bytes": int(png_bytes.sum()),
+        },
+        "seconds": time.perf_counter() - started,
+        "seconds_by_part": dict(engine.stopwatch.seconds),
+    }
+    return CondensedDataset(images.cpu(), labels.cpu(), source.class_names, bits, bits_per_dim, None, facts)
+
+
+class _Run:
+    """The stages of one run on one worker."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        around: Surroundings,
+        engine: Engine,
+        evaluator: Evaluator,
+        density: Density | None,
+        real: list[Tensor],
+        classes: range,
+    ) -> None:
+        self.config, self.around, self.engine, self.evaluator = config, around, engine, evaluator
+        self.density, self.real, self.classes = density, real, classes
+        self.first = around.collective.rank == 0
+        self.validation: dict[str, float] = {}
+
+    def optimise(self, source: DataSource) -> None:
+        """All outer steps from the latest checkpoint on, with evaluations and checkpoints between them."""
+        config, total = self.config, self.config.outer_steps
+        every = config.evaluation.every or math.ceil(total / 5)
+        keep_every = config.checkpoint_every or max(1, total // 20)
+        validation = _fixed_part(source.load("validation"), config.evaluation.validation_images)
+        for step in range(self._restore(), total):
+            result = self.engine.outer_step(step)
+            done = step + 1
+            self._tell("condensing", done, total, _numbers(result))
+            if done % every == 0 or done == total:
+                self._follow(done, result, validation)
+            if done % keep_every == 0 or done == total:
+                self._save(done, result)
+
+    def whole(self, part: Tensor) -> Tensor:
+        """Per-class rows (C, ipc, ...) of the slice to the whole set's (N, ...), classes in order."""
+        return self.around.collective.gather(part.contiguous()).flatten(0, 1)
+
+    def judge(self, images: Tensor, labels: Tensor, test: LabelledImages) -> dict[str, Any]:
+        """The one look at the test split: the set, and the controls beside it."""
+        config, seed, ipc = self.config, self.config.seed, self.config.images_per_class
+        after = self._mean_bits(images.view(-1, ipc, *images.shape[1:])[self.classes.start : self.classes.stop])
+        sets: dict[str, Tensor] = {}
+        if config.evaluation.controls:
+            random = controls.random_real(self.real, self.classes, ipc, seed=seed)
+            sets["random_real"] = random
+            sets["kmeans_real"] = controls.kmeans_real(self.real, self.classes, ipc, seed=seed)
+            if after is not None:
+                sets["jpeg_real"], quality = controls.jpeg_at_bits(random, after, lambda part: self._mean_bits(part) or 0.0)
+        evaluation = self._test(images, labels, test, "set", 0, 1 + len(sets))
+        found: dict[str, Any] = {"evaluation": evaluation.description(), "controls": {}}
+        for index, (name, part) in enumerate(sets.items()):
+            control = self._test(self.whole(part), labels, test, name, index + 1, 1 + len(sets))
+            found["controls"][name] = {
+                "accuracy_mean": control.mean,
+                "accuracy_std": control.std,
+                "bits_per_dim": self._mean_bits(part),
+            }
+        if "jpeg_real" in sets:
+            found["controls"]["jpeg_real"]["quality"] = quality
+        per_class = max(1, REAL_BITS_IMAGES // self.evaluator.classes)
+        count = min(per_class, *(len(images) for images in self.real))
+        found["real_bits_per_dim"] = self._mean_bits(
+            controls.random_real(self.real, self.classes, count, seed=seed)
+        )
+        if self.first:
+            final = {"test/accuracy": evaluation.mean, "test/accuracy_std": evaluation.std}
+            final |= {f"test/{name}": control["accuracy_mean"] for name, control in found["controls"].items()}
+            self.around.tracker.metrics(final, config.outer_steps)
+        return found
+
+    def _test(
+        self, images: Tensor, labels: Tensor, test: LabelledImages, name: str, index: int, total: int
+    ) -> Evaluation:
+        self._tell(f"testing {name}", index, total, {})
+        evaluation = self.evaluator.evaluate(
+            images,
+            labels,
+            test.images.to(images.device),
+            test.labels.to(images.device),
+            learners=self.config.evaluation.learners,
+            collective=self.around.collective,
+        )
+        self._tell(f"tested {name}", index + 1, total, {"accuracy": evaluation.mean})
+        return evaluation
+
+    def _mean_bits(self, part: Tensor) -> float | None:
+        """Mean bits per dim over all workers of slice images (C, n, channels, H, W); None without a flow."""
+        if self.density is None:
+            return None
+        report = measure(self.density, part.flatten(0, 1).cpu(), seed=self.config.seed, device=self.around.device)
+        sums = torch.tensor([float(report.bits_per_dim.sum()), len(report.bits_per_dim)], device=self.around.device)
+        total, count = self.around.collective.sum_(sums).tolist()
+        return float(total / count)
+
+    def _follow(self, done: int, result: StepResult, validation: LabelledImages) -> None:
+        """Validation accuracy, bits and pictures at one step."""
+        images = self.whole(self.engine.synthetic.images_uint8())
+        labels = self.whole(self.engine.synthetic.labels)
+        evaluation = self.evaluator.evaluate(
+            images,
+            labels,
+            validation.images.to(images.device),
+            validation.labels.to(images.device),
+            learners=self.config.evaluation.validation_learners,
+            collective=self.around.collective,
+        )
+        bits = self._mean_bits(self.engine.synthetic.images_uint8())
+        self.validation = {"accuracy_mean": evaluation.mean, "accuracy_std": evaluation.std}
+        if not self.first:
+            return
+        values = _numbers(result) | {"validation/accuracy": evaluation.mean}
+        if bits is not None:
+            values["bits_per_dim"] = bits
+        values |= {f"seconds/{part}": spent for part, spent in self.engine.stopwatch.seconds.items()}
+        self.around.tracker.metrics(values, done)
+        grid = image_grid(images.cpu(), images_per_class=self.config.images_per_class)
+        self.around.tracker.images("synthetic", grid, done)
+        self._tell("condensing", done, self.config.outer_steps, values)
+
+    def _tell(self, stage: str, done: int, total: int, values: dict[str, float]) -> None:
+        if self.first:
+            self.around.progress(Progress(stage, done, total, values))
+
+    def _save(self, done: int, result: StepResult) -> None:
+        alpha = self.engine.synthetic.alpha
+        gathered = {"alpha": self.around.collective.gather(alpha.detach())}
+        scalars = {}
+        for name, value in self.engine.optimizer.state[alpha].items():
+            if isinstance(value, Tensor) and value.shape == alpha.shape:
+                gathered[f"optimizer.{name}"] = self.around.collective.gather(value)
+            elif value is not None:
+                scalars[f"optimizer.{name}"] = float(value)
+        identity = self.config.identity()
+        checkpoint = Checkpoint(done, identity, gathered, scalars | self._validation_scalars())
+        self.around.checkpoints.save(checkpoint if self.first else None, {"step": done, **_numbers(result)})
+
+    def _validation_scalars(self) -> dict[str, float]:
+        return {f"validation.{name}": value for name, value in self.validation.items()}
+
+    def _restore(self) -> int:
+        """The next outer step: 0, or that of the latest checkpoint, whose state is taken over."""
+        checkpoint = self.around.checkpoints.latest()
+        if checkpoint is None:
+            return 0
+        if checkpoint.identity != self.config.identity():
+            raise CheckpointError(
+                f"the stored checkpoint belongs to run {checkpoint.identity}, this is {self.config.identity()}",
+                "a changed config starts a new run: set storage to another folder",
+            )
+        rows = slice(self.classes.start, self.classes.stop)
+        alpha = self.engine.synthetic.alpha
+        with torch.no_grad():
+            alpha.copy_(checkpoint.tensors["alpha"][rows])
+        state: dict[str, Any] = {}
+        for name, tensor in checkpoint.tensors.items():
+            if name.startswith("optimizer."):
+                state[name.removeprefix("optimizer.")] = tensor[rows].to(alpha.device)
+        for name, value in checkpoint.scalars.items():
+            kind, _, key = name.partition(".")
+            if kind == "optimizer":
+                state[key] = torch.tensor(value)
+            else:
+                self.validation[key] = value
+        if state:
+            self.engine.optimizer.state[alpha] = state
+        log.info("resuming at outer step %d", checkpoint.step)
+        return checkpoint.step
+
+
+def _numbers(result: StepResult) -> dict[str, float]:
+    values = {"distance": result.distance}
+    if not math.isnan(result.bits_per_dim):
+        values["training_bits_per_dim"] = result.bits_per_dim
+    return values
+
+
+def _fixed_part(data: LabelledImages, count: int) -> LabelledImages:
+    """The first `count` images in an order that mixes the classes and is always the same."""
+    order = torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(0))[:count]
+    return LabelledImages(data.images[order], data.labels[order], data.class_names)
+
+
+def _normalisation(real: list[Tensor], collective: Collective) -> Normalisation:
+    """Per-channel mean and deviation of the train split, over all workers."""
+    channels = real[0].shape[1]
+    sums = torch.zeros((3, channels), dtype=torch.float64, device=real[0].device)
+    for images in real:
+        for piece in images.split(1000):
+            values = to_float(piece).double()
+            sums[0] += values.sum((0, 2, 3))
+            sums[1] += values.square().sum((0, 2, 3))
+            sums[2] += values[:, 0].numel()
+    total, squares, count = collective.sum_(sums)
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(1e-6).sqrt()
+    return Normalisation(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def _source_digest(train: LabelledImages, class_count: int, collective: Collective) -> str:
+    """Digest of the whole train split from every worker's classes."""
+    rows = torch.zeros((class_count, 32), dtype=torch.uint8)
+    for label, text in class_digests(train).items():
+        rows[label] = torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+    # Rows of other workers' classes are zero here, so the sum of int32 rows is the union.
+    joined = collective.sum_(rows.int())
+    return combine_digests({label: bytes(row.tolist()).hex() for label, row in enumerate(joined)})

@@ -1,0 +1,88 @@
+"""RunConfig: everything that decides a run. Its parts stand beside the components that they configure."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from condense import settings
+from condense.engine import MatchingConfig
+from condense.evaluation import EvaluationConfig
+from condense.networks import NetworkConfig
+from condense.objectives import OBJECTIVES
+from condense.settings import Settings
+from condense.sources import DataConfig
+from condense.synthetic import ImagesConfig
+
+# Keys that say where a run works and what it is called, not what it computes: they are not part of its identity.
+PLACES = ("output", "tracking_uri", "storage", "workers", "cpus_per_worker", "gpus_per_worker", "max_failures", "checkpoint_every")
+
+
+class RunConfig(Settings):
+    """One condensation run."""
+
+    source: str = "digits"
+    name: str | None = None  # of the registered dataset; None derives it from the source
+    images_per_class: int = Field(1, ge=1)
+    bits_weight: float = Field(0.0, ge=0)  # the papers' lambda, per mean bit per dim (METHOD section 3)
+    objective: str = "gradient"
+    outer_steps: int = Field(1000, ge=1)
+    seed: int = Field(0, ge=0)
+    flow: str = "auto"  # a shipped name or a path; "auto" takes the shipped flow of the images' shape
+    data: DataConfig = DataConfig()
+    network: NetworkConfig = NetworkConfig()
+    images: ImagesConfig = ImagesConfig()
+    matching: MatchingConfig = MatchingConfig()
+    checkpoint_every: int = Field(0, ge=0)  # outer steps between checkpoints; 0 is twenty times in a run
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    workers: int | Literal["auto"] = "auto"  # Ray Train workers; 0 is this process; "auto" one a GPU or two cores
+    cpus_per_worker: int | None = Field(None, ge=1)
+    gpus_per_worker: float | None = Field(None, ge=0)
+    max_failures: int = Field(3, ge=0)  # worker failures that a run survives
+    output: Path = Path("condensed")
+    storage: str = "runs"  # checkpoints: a folder, shared by all nodes
+    tracking_uri: str = "sqlite:///mlflow.db"  # "none" keeps nothing
+
+    @field_validator("workers")
+    @classmethod
+    def _workers_not_negative(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 0:
+            raise ValueError("must be 0 (in this process), a number of workers, or auto")
+        return value
+
+    @field_validator("objective")
+    @classmethod
+    def _objective_known(cls, value: str) -> str:
+        if value not in OBJECTIVES:
+            raise ValueError(f"unknown objective {value!r}; one of: {', '.join(OBJECTIVES)}")
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _name_safe(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+            raise ValueError("a dataset name is letters, digits, dot, dash and underscore, at most 100")
+        return value
+
+    @model_validator(mode="after")
+    def _finite(self) -> RunConfig:
+        if self.bits_weight == float("inf") or self.bits_weight != self.bits_weight:
+            raise ValueError("bits_weight must be finite")
+        return self
+
+    def identity(self) -> str:
+        """What makes two runs the same: 16 hexadecimal digits of everything that decides the result."""
+        values = {key: value for key, value in self.as_dict().items() if key not in PLACES}
+        return settings.digest(values)[:16]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as they go into provenance and tracking."""
+        return self.model_dump(mode="json")
+
+    def dataset_name(self, source_name: str) -> str:
+        """The registered name: `name`, or source and images per class."""
+        return self.name or f"{re.sub(r'[^A-Za-z0-9._-]+', '-', source_name)}-ipc{self.images_per_class}"

@@ -1,0 +1,102 @@
+"""The learners: networks that are trained on a set, built by name and initialised from a generator.
+
+Only layers that treat each image by itself (no batch statistics), so that the gradient of one class does not depend
+on which other classes share the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils import skip_init
+
+from condense.errors import ConfigError
+from condense.settings import Settings
+
+
+class NetworkConfig(Settings):
+    """Which learner, and how large."""
+
+    name: Literal["convnet", "mlp"] = "convnet"
+    width: int = Field(128, ge=1)
+    depth: int = Field(3, ge=1)
+
+
+class ConvNet(nn.Module):
+    """The field's ConvNet: `depth` blocks of 3x3 convolution, instance norm, ReLU, 2x2 average pool; then linear.
+
+    320,010 parameters at 3x32x32, width 128, depth 3, 10 classes (Gidaris, Komodakis 2018; Zhao et al. 2021).
+    Instance norm is written as group norm with one group per channel, which is the same function.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], classes: int, *, width: int, depth: int) -> None:
+        super().__init__()
+        channels, height, side = shape
+        if height != side or side < 2**depth:
+            raise ConfigError(
+                f"a ConvNet of depth {depth} halves its {height}x{side} images {depth} times",
+                "set data.image_size to a larger size or network.depth to fewer blocks",
+            )
+        self.convolutions = nn.ModuleList(
+            skip_init(nn.Conv2d, channels if level == 0 else width, width, 3, padding=1) for level in range(depth)
+        )
+        self.norms = nn.ModuleList(skip_init(nn.GroupNorm, width, width) for _ in range(depth))
+        self.classifier = skip_init(nn.Linear, width * (side >> depth) ** 2, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) normalised images to (N, classes) logits."""
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            images = F.avg_pool2d(F.relu(norm(convolution(images))), 2)
+        logits: Tensor = self.classifier(images.flatten(1))
+        return logits
+
+
+class MLP(nn.Module):
+    """`depth` hidden layers of `width` units with ReLU; then linear."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int, *, width: int, depth: int) -> None:
+        super().__init__()
+        sizes = [math.prod(shape), *[width] * depth, classes]
+        self.layers = nn.ModuleList(skip_init(nn.Linear, a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) normalised images to (N, classes) logits."""
+        hidden = images.flatten(1)
+        *inner, last = self.layers
+        for layer in inner:
+            hidden = F.relu(layer(hidden))
+        logits: Tensor = last(hidden)
+        return logits
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet, "mlp": MLP}
+
+
+def build_network(config: NetworkConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """An uninitialised network for images of `shape` (C, H, W); `initialise_` draws its parameters."""
+    return NETWORKS[config.name](shape, classes, width=config.width, depth=config.depth)
+
+
+@torch.no_grad()
+def initialise_(network: nn.Module, generator: torch.Generator) -> nn.Module:
+    """Draws all parameters anew: uniform in +-1/sqrt(fan_in) (torch's default), norms at identity.
+
+    The draw is made on the generator's device and copied, so a CPU generator gives the same network on any device.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            for parameter in (module.weight, module.bias):
+                if parameter is not None:
+                    drawn = torch.rand(parameter.shape, generator=generator, device=generator.device)
+                    parameter.copy_(drawn.mul_(2 * bound).sub_(bound))
+        elif isinstance(module, nn.GroupNorm):
+            module.weight.fill_(1)
+            module.bias.zero_()
+    return network

@@ -1,0 +1,192 @@
+"""Gradient matching (DC): the synthetic images of a class should move a network as its real images do.
+
+Zhao, Mopuri, Bilen 2021, eq. 9 and 10:  D_c = sum over weights W, output rows r of  1 - cos(dL/dW_r (real), dL/dW_r (syn))
+
+Per-class gradients without a network copy per class: with the input a and the output gradient g of a layer, the
+weight gradient of class c needs only the images of class c, so one pass through the network gives a and g for all
+classes, and one grouped convolution per layer gives all their weight gradients. One-dimensional parameters (biases,
+norms) are left out, as in the published code.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from condense.errors import ConfigError
+
+# Real images per piece on a CPU, all classes together. The activations of 40 images of a width-128 ConvNet stay in
+# the last-level cache: measured 1.2x faster than 640 at once, and memory does not grow with the real batch.
+CPU_PIECE = 40
+
+
+class ClassGradients(NamedTuple):
+    """Weight gradients per class: one (C, rows, columns) tensor per weight, in network order."""
+
+    tensors: tuple[Tensor, ...]
+
+
+class _ConvolutionGradient(torch.autograd.Function):
+    """Weight gradients of a convolution, one per class, differentiable in both arguments.
+
+    inputs (C*n, I, H, W), output gradients (C*n, O, H', W') -> (C, O, I, k, k). Classes become groups.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: Tensor, gradients: Tensor, classes: int, kernel: tuple[int, int], padding: tuple[int, int]
+    ) -> Tensor:
+        ctx.save_for_backward(inputs, gradients)
+        ctx.classes, ctx.padding = classes, padding
+        grouped_in, grouped_out = _classes_as_groups(inputs, classes), _classes_as_groups(gradients, classes)
+        shape = (grouped_out.shape[1], inputs.shape[1], *kernel)
+        weight = nn.grad.conv2d_weight(grouped_in, shape, grouped_out, padding=padding, groups=classes)
+        return weight.view(classes, gradients.shape[1], *shape[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        inputs, gradients = ctx.saved_tensors
+        kernels = outputs[0].flatten(0, 1).contiguous()
+        options = {"padding": ctx.padding, "groups": ctx.classes}
+        to_inputs = to_gradients = None
+        if ctx.needs_input_grad[0]:
+            grouped = F.conv_transpose2d(_classes_as_groups(gradients, ctx.classes), kernels, **options)
+            to_inputs = _groups_as_classes(grouped, ctx.classes)
+        if ctx.needs_input_grad[1]:
+            grouped = F.conv2d(_classes_as_groups(inputs, ctx.classes), kernels, **options)
+            to_gradients = _groups_as_classes(grouped, ctx.classes)
+        return to_inputs, to_gradients, None, None, None
+
+
+def _classes_as_groups(images: Tensor, classes: int) -> Tensor:
+    """(C*n, K, H, W) -> (n, C*K, H, W)."""
+    split = images.view(classes, -1, *images.shape[1:])
+    return split.transpose(0, 1).reshape(split.shape[1], -1, *images.shape[2:])
+
+
+def _groups_as_classes(images: Tensor, classes: int) -> Tensor:
+    """(n, C*K, H, W) -> (C*n, K, H, W)."""
+    split = images.view(images.shape[0], classes, -1, *images.shape[2:])
+    return split.transpose(0, 1).reshape(-1, *split.shape[2:])
+
+
+def class_gradients(network: nn.Module, images: Tensor, classes: Tensor, *, create_graph: bool) -> ClassGradients:
+    """Gradient of the mean cross-entropy of each class's own images in every weight of the network.
+
+    Args:
+        network: made of Conv2d (stride 1) and Linear layers and of layers that treat images singly.
+        images: (C, n, channels, H, W), normalised; n images for each of C classes.
+        classes: (C,) int64, the label that the images of each row have.
+        create_graph: whether the result is differentiated in the images.
+
+    Returns:
+        One tensor (C, rows, columns) per weight; a convolution's columns are its in-channels times kernel.
+    """
+    count, per_class = images.shape[:2]
+    captured: list[tuple[nn.Module, Tensor, Tensor]] = []
+
+    def capture(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        captured.append((module, inputs[0], output if output.requires_grad else output.requires_grad_()))
+
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(capture) for layer in layers]
+    try:
+        with torch.enable_grad():
+            logits = network(images.flatten(0, 1))
+            labels = classes.repeat_interleave(per_class)
+            # The sum over classes of each class's mean: its gradient at an image is that of its own class's loss.
+            loss = F.cross_entropy(logits.float(), labels, reduction="sum") / per_class
+            outputs = [output for _, _, output in captured]
+            gradients = torch.autograd.grad(loss, outputs, create_graph=create_graph)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    weights = []
+    for (layer, inputs, _), gradient in zip(captured, gradients, strict=True):
+        if not create_graph:
+            inputs = inputs.detach()
+        if isinstance(layer, nn.Conv2d):
+            weight = _ConvolutionGradient.apply(inputs, gradient, count, layer.kernel_size, layer.padding)
+            weights.append(weight.flatten(2))
+        else:
+            weights.append(
+                torch.bmm(gradient.view(count, per_class, -1).transpose(1, 2), inputs.view(count, per_class, -1))
+            )
+    return ClassGradients(tuple(weights))
+
+
+def real_gradients(network: nn.Module, images: Tensor, classes: Tensor, precision: torch.dtype) -> ClassGradients:
+    """`class_gradients` of real images (C, n, channels, H, W): no graph, in `precision`, in pieces on a CPU."""
+    count, per_class = images.shape[:2]
+    piece = max(1, CPU_PIECE // count) if images.device.type == "cpu" else per_class
+    total: list[Tensor] = []
+    for part in images.split(piece, dim=1):
+        share = part.shape[1] / per_class
+        gradients = class_gradients(network, part.to(precision), classes, create_graph=False).tensors
+        if not total:
+            total = [gradient.float() * share for gradient in gradients]
+        else:
+            for sum_, gradient in zip(total, gradients, strict=True):
+                sum_.add_(gradient.float(), alpha=share)
+    return ClassGradients(tuple(total))
+
+
+def row_cosine(real: ClassGradients, synthetic: ClassGradients) -> Tensor:
+    """Sum over weights and output rows of 1 - cosine, (C,). A row without gradient counts as distance 1."""
+    distance = torch.zeros(())
+    for a, b in zip(real.tensors, synthetic.tensors, strict=True):
+        # The published code's 1e-6 beside the product of norms: the cosine of a zero row is 0, not nan.
+        norms = a.norm(dim=2) * _norm(b)
+        distance = distance.to(b.device) + (1 - (a * b).sum(2) / (norms + 1e-6)).sum(1)
+    return distance
+
+
+def squared_error(real: ClassGradients, synthetic: ClassGradients) -> Tensor:
+    """Sum over weights of the squared difference, (C,) (Kim et al. 2022)."""
+    pairs = zip(real.tensors, synthetic.tensors, strict=True)
+    return torch.stack([(a - b).square().sum((1, 2)) for a, b in pairs]).sum(0)
+
+
+def absolute_error(real: ClassGradients, synthetic: ClassGradients) -> Tensor:
+    """Sum over weights of the absolute difference, (C,) (Kim et al. 2022)."""
+    pairs = zip(real.tensors, synthetic.tensors, strict=True)
+    return torch.stack([(a - b).abs().sum((1, 2)) for a, b in pairs]).sum(0)
+
+
+def _norm(rows: Tensor) -> Tensor:
+    """Euclidean norm of the last dimension whose gradient at a zero row is zero, not nan."""
+    squares = rows.square().sum(2)
+    safe = torch.where(squares > 0, squares, torch.ones_like(squares))
+    return torch.where(squares > 0, safe.sqrt(), torch.zeros_like(squares))
+
+
+DISTANCES = {"cosine": row_cosine, "mse": squared_error, "l1": absolute_error}
+
+
+class GradientMatching:
+    """The objective `gradient`: per-class distances (C,) between real and synthetic weight gradients."""
+
+    def __init__(self, *, distance: str = "cosine", precision: torch.dtype = torch.float32) -> None:
+        if distance not in DISTANCES:
+            raise ConfigError(f"unknown gradient distance {distance!r}", "one of: " + ", ".join(DISTANCES))
+        self.distance = DISTANCES[distance]
+        self.precision = precision
+
+    def target(self, network: nn.Module, real: Tensor, classes: Tensor) -> ClassGradients:
+        """What the synthetic images are to match; nothing in it depends on them, and no graph is kept."""
+        cast = network if self.precision == torch.float32 else copy.deepcopy(network).to(self.precision)
+        return real_gradients(cast, real, classes, self.precision)
+
+    def __call__(self, network: nn.Module, real: Tensor, synthetic: Tensor, classes: Tensor) -> Tensor:
+        """Distances (C,) between real (C, B, ...) and synthetic (C, ipc, ...) images of the same classes."""
+        return self.distances(network, self.target(network, real, classes), synthetic, classes)
+
+    def distances(
+        self, network: nn.Module, target: ClassGradients, synthetic: Tensor, classes: Tensor
+    ) -> Tensor:
+        """Distances (C,) of the synthetic images (C, ipc, channels, H, W) to the target; differentiable in them."""
+        return self.distance(target, class_gradients(network, synthetic, classes, create_graph=True))

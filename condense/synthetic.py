@@ -1,0 +1,113 @@
+"""The synthetic set: parameters -> images in [0, 1].
+
+Schirrmeister et al. 2022: v = sigmoid(alpha), rounded to the 8-bit grid with a straight-through gradient, so that the
+classifier, the flow and the file on disk see one and the same image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from condense import seeding
+from condense.pixels import round_straight_through, to_float, to_uint8
+from condense.settings import Settings
+
+# Real images start at most this close to black and white: sigmoid has no gradient at its ends.
+CLAMP = 0.02
+
+RECIPES: dict[str, dict[str, object]] = {
+    # Schirrmeister et al. 2022: a constant Adam rate, which keeps the bits high.
+    "simplebits": {"init": "noise", "optimizer": "adam", "learning_rate": 0.1, "schedule": "constant"},
+    # Zhao et al. 2021 use SGD 0.1 on unbounded pixels; through a sigmoid (slope <= 1/4) the same step in pixels
+    # needs a rate 16 times as large.
+    "dc": {"init": "noise", "optimizer": "sgd", "learning_rate": 1.6, "momentum": 0.5, "schedule": "constant"},
+    "default": {"init": "noise", "optimizer": "adam", "learning_rate": 0.1, "schedule": "cosine"},
+}
+
+
+class ImagesConfig(Settings):
+    """How synthetic images start and are updated. `recipe` names the defaults of all the other keys."""
+
+    recipe: Literal["default", "simplebits", "dc"] = "default"
+    init: Literal["noise", "real"] = "noise"
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = Field(0.1, gt=0)
+    betas: tuple[float, float] = (0.5, 0.99)
+    momentum: float = Field(0.5, ge=0, lt=1)
+    schedule: Literal["constant", "cosine"] = "cosine"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_recipe(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        recipe = values.get("recipe", "default")
+        return {**RECIPES.get(str(recipe), {}), **values}
+
+
+class SyntheticSet:
+    """`ipc` images for each of the classes that one worker owns.
+
+    Attributes:
+        alpha: (C, ipc, channels, H, W), unconstrained; the parameter.
+        classes: (C,) int64, the label of each row.
+    """
+
+    def __init__(self, alpha: Tensor, classes: Tensor) -> None:
+        self.alpha = alpha.requires_grad_()
+        self.classes = classes
+
+    def images(self) -> Tensor:
+        """(C, ipc, channels, H, W) in [0, 1] on the 8-bit grid, with a straight-through gradient to `alpha`."""
+        return round_straight_through(torch.sigmoid(self.alpha))
+
+    def images_uint8(self) -> Tensor:
+        """(C, ipc, channels, H, W) uint8: the bytes that are evaluated and written."""
+        with torch.no_grad():
+            return to_uint8(torch.sigmoid(self.alpha))
+
+    @property
+    def labels(self) -> Tensor:
+        """(C, ipc) int64."""
+        return self.classes[:, None].expand(-1, self.alpha.shape[1])
+
+
+def initial_set(
+    config: ImagesConfig,
+    real: Sequence[Tensor],
+    classes: range,
+    ipc: int,
+    *,
+    seed: int,
+) -> SyntheticSet:
+    """A new synthetic set for `classes`; each class has its own draws, whoever owns it.
+
+    Args:
+        config: the initialisation: "noise" is alpha ~ 0.2 N(0, 1), "real" are random real images.
+        real: the classes' real images, uint8 (n_c, channels, H, W) each.
+        classes: the labels of the classes in `real`.
+        ipc: images per class.
+        seed: the run's seed.
+    """
+    rows = []
+    for label, images in zip(classes, real, strict=True):
+        draws = seeding.generator(seed, "initial-images", index=label)
+        if config.init == "noise":
+            rows.append(0.2 * torch.randn((ipc, *images.shape[1:]), generator=draws))
+        else:
+            chosen = to_float(images[torch.randperm(len(images), generator=draws)[:ipc].to(images.device)])
+            rows.append(torch.logit(chosen, eps=CLAMP).cpu())
+    device = real[0].device
+    return SyntheticSet(torch.stack(rows).to(device), torch.tensor(list(classes), device=device))
+
+
+def build_optimizer(config: ImagesConfig, alpha: Tensor) -> torch.optim.Optimizer:
+    """The optimiser of `alpha`, at its initial learning rate."""
+    if config.optimizer == "adam":
+        return torch.optim.Adam([alpha], lr=config.learning_rate, betas=config.betas)
+    return torch.optim.SGD([alpha], lr=config.learning_rate, momentum=config.momentum)
