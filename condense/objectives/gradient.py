@@ -99,7 +99,7 @@ def class_gradients(network: nn.Module, images: Tensor, classes: Tensor, *, crea
             logits = network(images.flatten(0, 1))
             labels = classes.repeat_interleave(per_class)
             # The sum over classes of each class's mean: its gradient at an image is that of its own class's loss.
-            loss = F.cross_entropy(logits.float(), labels, reduction="sum") / per_class
+            loss = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="sum") / per_class
             outputs = [output for _, _, output in captured]
             gradients = torch.autograd.grad(loss, outputs, create_graph=create_graph)
     finally:
@@ -137,12 +137,12 @@ def real_gradients(network: nn.Module, images: Tensor, classes: Tensor, precisio
 
 def row_cosine(real: ClassGradients, synthetic: ClassGradients) -> Tensor:
     """Sum over weights and output rows of 1 - cosine, (C,). A row without gradient counts as distance 1."""
-    distance = torch.zeros(())
+    distances = []
     for a, b in zip(real.tensors, synthetic.tensors, strict=True):
         # The published code's 1e-6 beside the product of norms: the cosine of a zero row is 0, not nan.
         norms = a.norm(dim=2) * _norm(b)
-        distance = distance.to(b.device) + (1 - (a * b).sum(2) / (norms + 1e-6)).sum(1)
-    return distance
+        distances.append((1 - (a * b).sum(2) / (norms + 1e-6)).sum(1))
+    return torch.stack(distances).sum(0)
 
 
 def squared_error(real: ClassGradients, synthetic: ClassGradients) -> Tensor:
