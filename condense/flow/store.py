@@ -1,0 +1,209 @@
+"""Flows on disk: one safetensors file whose header holds the description, the card and the digest as JSON.
+
+Nothing in such a file runs. What is loaded has been checked: the format's version, every tensor's name and shape
+against the description, the digest over description and bytes, and the flow's exactness on a probe.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from condense.errors import ConfigError, FlowError, OutputError
+from condense.flow.glow import Flow, FlowDescription, tensors_digest
+from condense.pixels import LEVELS, dequantise, to_float
+from condense.seeding import generator
+from condense.settings import validate
+
+FORMAT = 1
+
+# Round trip of uniform noise through a trained flow in float32 stays under a tenth of this (see benchmarks/flow).
+_ROUND_TRIP_TOLERANCE = 1e-2
+
+
+def save_flow(flow: Flow, path: Path, card: dict[str, Any]) -> str:
+    """Writes the flow and its card; returns its digest. The file appears complete or not at all.
+
+    Args:
+        flow: of any device; stored as float32.
+        path: ends in .safetensors.
+        card: plain JSON values: recipe, sources, held-out bits.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in flow.state_dict().items()}
+    description = flow.description.model_dump()
+    digest = tensors_digest(description, tensors)
+    header = {"format": FORMAT, "description": description, "card": card, "digest": digest}
+    write_tensors(path, tensors, header)
+    return digest
+
+
+def load_flow(name_or_path: str | Path, *, device: torch.device | str = "cpu") -> Flow:
+    """A stored flow, frozen, after every check that the module docstring lists.
+
+    Args:
+        name_or_path: a shipped flow's name (see `shipped_flows`) or a file.
+        device: where it goes.
+
+    Raises:
+        FlowError: naming the file and what is wrong with it.
+    """
+    path = _locate(name_or_path)
+    header = _read_header(path)
+    try:
+        description = validate(FlowDescription, header["description"], where=f"flow file {path}")
+    except ConfigError as error:
+        raise FlowError(f"{error.problem} is no description of a flow", error.remedy) from None
+    tensors, _ = _read(path)
+    flow = Flow(description)
+    expected = {name: tuple(tensor.shape) for name, tensor in flow.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if expected != found:
+        wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))[0]
+        raise FlowError(
+            f"flow file {path}: tensor {wrong!r} should be {expected.get(wrong)}, is {found.get(wrong)}",
+            "the file was not written by save_flow for this description; take another copy",
+        )
+    if tensors_digest(description.model_dump(), tensors) != header["digest"]:
+        raise FlowError(
+            f"flow file {path} does not have the digest that it states", "it was altered: take another copy"
+        )
+    flow.load_state_dict(tensors)
+    flow.to(device).freeze_()
+    _probe(flow, path)
+    return flow
+
+
+def load_card(name_or_path: str | Path) -> dict[str, Any]:
+    """The card of a stored flow, with its description and digest under keys of these names.
+
+    Raises:
+        FlowError: the file is missing, damaged or newer than this version.
+    """
+    header = _read_header(_locate(name_or_path))
+    return {**header["card"], "description": header["description"], "digest": header["digest"]}
+
+
+def shipped_flows() -> tuple[str, ...]:
+    """Names of the yardsticks inside the package."""
+    return tuple(sorted(path.stem for path in _yardsticks().glob("*.safetensors")))
+
+
+def flow_for(shape: tuple[int, int, int]) -> str:
+    """Name of the shipped yardstick for images of shape (C, H, W).
+
+    Raises:
+        FlowError: none fits.
+    """
+    fitting = {}
+    for name in shipped_flows():
+        description = _read_header(_yardsticks() / f"{name}.safetensors")["description"]
+        side = description["image_size"]
+        fitting[name] = (description["channels"], side, side)
+        if fitting[name] == tuple(shape):
+            return name
+    known = ", ".join(f"{name} {size}" for name, size in fitting.items())
+    raise FlowError(
+        f"no shipped flow measures images of shape {tuple(shape)}; there is: {known}",
+        "set data.image_size=32, or train one with condense flow fit (architecture.image_size and .channels)",
+    )
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Tensors with a JSON header, written beside `path`, synced, then renamed to it; raises OutputError."""
+    data = safetensors.torch.save(tensors, metadata={"condense": json.dumps(header, sort_keys=True, allow_nan=False)})
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with beside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}", "choose another folder, or free its disk") from None
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_tensors` wrote.
+
+    Raises:
+        ValueError: the file is not readable, not whole or not ours; the message says which.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator in its API)
+            header = json.loads((file.metadata() or {})["condense"])
+    except KeyError:
+        raise ValueError("holds no Condense header") from None
+    except (OSError, safetensors.SafetensorError, ValueError) as error:
+        raise ValueError(f"is damaged or no safetensors file ({error})") from None
+    if not isinstance(header, dict):
+        raise ValueError("holds no Condense header")
+    return tensors, header
+
+
+def _yardsticks() -> Path:
+    return Path(str(resources.files("condense.flow"))) / "yardsticks"
+
+
+def _locate(name_or_path: str | Path) -> Path:
+    shipped = shipped_flows()
+    if str(name_or_path) in shipped:
+        return _yardsticks() / f"{name_or_path}.safetensors"
+    path = Path(name_or_path).expanduser()
+    if not path.is_file():
+        raise FlowError(
+            f"flow {str(name_or_path)!r} is neither a shipped name nor a file",
+            f"shipped: {', '.join(shipped)}; or give the path of a .safetensors file that condense flow fit wrote",
+        )
+    return path
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        return read_tensors(path)
+    except ValueError as error:
+        raise FlowError(f"flow file {path} {error}", "take another copy of it") from None
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    header = _read(path)[1]
+    version = header.get("format")
+    if isinstance(version, int) and version > FORMAT:
+        raise FlowError(
+            f"flow file {path} has format {version}; this version reads up to {FORMAT}", "update condense-service"
+        )
+    if version != FORMAT or not {"description", "card", "digest"} <= header.keys():
+        raise FlowError(f"flow file {path} holds no flow", "give a file that condense flow fit wrote")
+    return header
+
+
+@torch.no_grad()
+def _probe(flow: Flow, path: Path) -> None:
+    """Two images of noise and a grey one must come back from their latents, and have finite densities."""
+    reference = next(flow.parameters())
+    images = torch.randint(LEVELS, (3, *flow.shape), generator=generator(0, "flow-probe"), dtype=torch.uint8)
+    images[2] = LEVELS // 2
+    x = dequantise(to_float(images)).to(reference)
+    latents, log_abs_det = flow.encode(x)
+    error = float((flow.decode(latents) - x).abs().max())
+    finite = bool(log_abs_det.isfinite().all() and flow.log_prob(x).isfinite().all())
+    if not finite or not error < _ROUND_TRIP_TOLERANCE:
+        raise FlowError(
+            f"flow file {path} is not exact: round-trip error {error:.2g}, densities {'' if finite else 'not '}finite",
+            "its training diverged: train it again with a lower learning rate",
+        )

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from condense.errors import CheckpointError, NonFiniteError, SourceError
+from condense.flow.bits import measure
+from condense.flow.fit import FitProgress, FlowFitConfig, fit, learning_rate_at, to_channels
+from condense.flow.glow import FlowDescription
+from condense.flow.store import load_card, load_flow
+from condense.sources import DataConfig, open_source
+
+TINY = FlowDescription(channels=1, image_size=16, levels=2, steps=1, hidden=4, components=2)
+
+
+def recipe(folder: Path, **changes: object) -> FlowFitConfig:
+    return FlowFitConfig(
+        **{
+            "name": "tiny",
+            "source": "digits",
+            "validation_fraction": 0.1,
+            "architecture": TINY,
+            "steps": 6,
+            "batch_size": 8,
+            "warmup_steps": 2,
+            "initial_images": 32,
+            "evaluate_every": 3,
+            "evaluation_images": 8,
+            "checkpoint_every": 2,
+            "augmentation": "crop-flip",
+            "output": folder / "tiny.safetensors",
+            **changes,
+        }
+    )
+
+
+class InterruptedFitError(Exception):
+    pass
+
+
+def interrupt_at(step: int):  # type: ignore[no-untyped-def]
+    def progress(told: FitProgress) -> None:
+        if told.step == step:
+            raise InterruptedFitError
+
+    return progress
+
+
+def test_fit_stores_a_flow_whose_card_says_how_it_was_made(tmp_path: Path) -> None:
+    result = fit(recipe(tmp_path))
+    card = load_card(result.path)
+    assert load_flow(result.path).digest == result.digest == card["digest"]
+    assert card["recipe"]["steps"] == 6
+    assert card["held_out"]["digits"]["images"] > 0
+    assert [point["step"] for point in card["curve"]] == [3, 6]
+    assert list(tmp_path.iterdir()) == [result.path]
+
+
+def test_the_stated_held_out_bits_are_measured_again(tmp_path: Path) -> None:
+    config = recipe(tmp_path)
+    result = fit(config)
+    data = DataConfig(image_size=16, validation_fraction=config.validation_fraction)
+    test = open_source("digits", data, seed=config.seed).load("test").images
+    again = measure(load_flow(result.path), test, seed=config.seed).mean
+    assert again == pytest.approx(result.card["held_out"]["digits"]["bits_per_dim"], abs=1e-3)
+
+
+@pytest.mark.parametrize("step", [1, 4, 5])
+def test_an_interrupted_and_resumed_fit_is_an_unbroken_one(tmp_path: Path, step: int) -> None:
+    unbroken = fit(recipe(tmp_path / "unbroken"))
+    broken = recipe(tmp_path / "broken")
+    with pytest.raises(InterruptedFitError):
+        fit(broken, progress=interrupt_at(step))
+    resumed = fit(broken, resume=True)
+    assert resumed.digest == unbroken.digest
+    assert [point["bits_per_dim"] for point in resumed.card["curve"]] == [
+        point["bits_per_dim"] for point in unbroken.card["curve"]
+    ]
+
+
+def test_fit_lowers_held_out_bits_and_leaves_the_global_generator_alone(tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    told: list[FitProgress] = []
+    fit(recipe(tmp_path, steps=60, evaluate_every=20), progress=told.append)
+    assert torch.equal(torch.get_rng_state(), state)
+    held_out = [progress.held_out for progress in told if progress.held_out is not None]
+    assert held_out[0] > held_out[1] > held_out[2]
+
+
+def test_mixed_precision_trains_nearly_the_same_flow(tmp_path: Path) -> None:
+    exact = fit(recipe(tmp_path / "float32", steps=30))
+    mixed = fit(recipe(tmp_path / "bfloat16", steps=30, precision="bfloat16"))
+    bits = [result.card["held_out"]["digits"]["bits_per_dim"] for result in (exact, mixed)]
+    assert bits[0] == pytest.approx(bits[1], abs=0.05)
+    assert load_flow(mixed.path).digest == mixed.digest
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InterruptedFitError):
+        fit(recipe(tmp_path), progress=interrupt_at(5))
+    with pytest.raises(CheckpointError, match="another recipe"):
+        fit(recipe(tmp_path, learning_rate=1e-3), resume=True)
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
+    config = recipe(tmp_path)
+    with pytest.raises(InterruptedFitError):
+        fit(config, progress=interrupt_at(5))
+    config.checkpoint.write_bytes(config.checkpoint.read_bytes()[:2000])
+    with pytest.raises(CheckpointError, match="checkpoint"):
+        fit(config, resume=True)
+
+
+def test_a_diverging_fit_stops_at_the_step(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match="step 2"):
+        fit(recipe(tmp_path, learning_rate=1e30))
+    assert not (tmp_path / "tiny.safetensors").exists()
+
+
+def test_several_sources_are_mixed_and_each_is_held_out(tmp_path: Path) -> None:
+    folder = pictures_in(tmp_path / "pictures", np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3)))
+    result = fit(recipe(tmp_path, source=("digits", f"folder:{folder}")))
+    assert set(result.card["held_out"]) == set(result.card["sources"]) == {"digits", "pictures"}
+
+
+def test_constant_images_are_refused(tmp_path: Path) -> None:
+    folder = pictures_in(tmp_path / "grey", np.full((40, 16, 16, 3), 77))
+    with pytest.raises(SourceError, match="one grey level"):
+        fit(recipe(tmp_path, source=f"folder:{folder}"))
+
+
+def test_grey_data_is_not_counted_three_times(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"architecture\.channels=1"):
+        fit(recipe(tmp_path, architecture=TINY.model_copy(update={"channels": 3})))
+
+
+def test_colour_becomes_grey_by_its_luminance() -> None:
+    colour = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 3, 16, 16), dtype=np.uint8))
+    grey = to_channels(colour, 1, "test")
+    pillow = [np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")) for image in colour]
+    assert (grey[:, 0].int() - torch.from_numpy(np.stack(pillow)).int()).abs().max() <= 1
+
+
+def test_the_learning_rate_warms_up_and_falls_to_nearly_nothing(tmp_path: Path) -> None:
+    config = recipe(tmp_path, steps=100, warmup_steps=10, learning_rate=1.0)
+    rates = [learning_rate_at(config, step) for step in range(100)]
+    assert rates[0] < 0.1 < rates[5] < rates[10]
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 1e-3
+    assert learning_rate_at(config.model_copy(update={"schedule": "constant"}), 99) == 1.0
+
+
+def pictures_in(folder: Path, pixels: np.ndarray) -> Path:
+    """Half of the images in each of two class folders."""
+    for number, image in enumerate(pixels.astype(np.uint8)):
+        path = folder / ("ab"[number % 2]) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return folder

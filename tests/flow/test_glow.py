@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+from condense.errors import ConfigError
+from condense.flow.bits import Density
+from condense.flow.glow import Flow, FlowDescription
+from condense.seeding import generator
+from condense.settings import validate
+from tests.flow.contract import DensityContract
+
+DESCRIPTIONS = {
+    "grey": FlowDescription(channels=1, image_size=16, levels=3, steps=2, hidden=4),
+    "rgb": FlowDescription(channels=3, image_size=16, levels=2, steps=1, hidden=4, components=1),
+    "one level": FlowDescription(channels=1, image_size=16, levels=1, steps=2, hidden=4),
+}
+
+
+def tiny_flow(description: FlowDescription) -> Flow:
+    """A flow in float64 whose every parameter has moved from its start."""
+    draws = generator(0, "tiny-flow")
+    flow = Flow(description).double()
+    flow.initialise_(torch.rand((16, *flow.shape), generator=draws, dtype=torch.float64) - 0.5, draws)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.03 * torch.randn(parameter.shape, generator=draws, dtype=torch.float64))
+    return flow
+
+
+def pictures(flow: Flow, count: int = 3) -> torch.Tensor:
+    dtype = next(flow.parameters()).dtype
+    return torch.rand((count, *flow.shape), generator=generator(1, "pictures")).to(dtype) - 0.5
+
+
+class TestFlowIsADensity(DensityContract):
+    @pytest.fixture(scope="class")
+    def density(self) -> Density:
+        return tiny_flow(DESCRIPTIONS["grey"]).float().freeze_()
+
+
+@pytest.fixture(params=DESCRIPTIONS)
+def flow(request: pytest.FixtureRequest) -> Flow:
+    return tiny_flow(DESCRIPTIONS[request.param])
+
+
+def test_log_determinant_is_that_of_the_jacobian(flow: Flow) -> None:
+    x = pictures(flow, 1)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda y: torch.cat([z.flatten() for z in flow.encode(y)[0]]), x, vectorize=True
+    )
+    expected = torch.linalg.slogdet(jacobian.reshape(x.numel(), x.numel())).logabsdet
+    torch.testing.assert_close(flow.encode(x)[1][0], expected)
+
+
+def test_decode_returns_what_was_encoded(flow: Flow) -> None:
+    x = pictures(flow)
+    torch.testing.assert_close(flow.decode(flow.encode(x)[0]), x)
+
+
+def test_freezing_changes_no_value_and_stops_training(flow: Flow) -> None:
+    x = pictures(flow)
+    before, digest = flow.log_prob(x), flow.digest
+    flow.freeze_()
+    torch.testing.assert_close(flow.log_prob(x), before.detach(), rtol=0, atol=1e-5)
+    assert flow.digest == digest
+    assert not any(parameter.requires_grad for parameter in flow.parameters())
+
+
+def test_float32_agrees_with_float64(flow: Flow) -> None:
+    x = pictures(flow)
+    exact = flow.log_prob(x).detach()
+    rounded = flow.freeze_().float().log_prob(x.float())
+    torch.testing.assert_close(rounded.double() / x[0].numel(), exact / x[0].numel(), rtol=0, atol=1e-5)
+
+
+def test_samples_have_the_flows_shape_and_follow_the_generator(flow: Flow) -> None:
+    drawn = flow.sample(2, generator(0, "sample"))
+    assert drawn.shape == (2, *flow.shape)
+    assert torch.equal(drawn, flow.sample(2, generator(0, "sample")))
+
+
+def test_a_frozen_flow_survives_pickle() -> None:
+    flow = tiny_flow(DESCRIPTIONS["grey"]).freeze_()
+    copied = pickle.loads(pickle.dumps(flow))
+    assert copied.digest == flow.digest
+    assert torch.equal(copied.log_prob(pictures(flow)), flow.log_prob(pictures(flow)))
+
+
+def test_digest_depends_on_every_weight() -> None:
+    flow = tiny_flow(DESCRIPTIONS["grey"])
+    digests = {flow.digest}
+    for parameter in list(flow.parameters())[::7]:
+        with torch.no_grad():
+            parameter.add_(1e-6)
+        digests.add(flow.digest)
+    assert len(digests) == 1 + len(list(flow.parameters())[::7])
+
+
+@pytest.mark.parametrize(("side", "channels"), [(16, 1), (32, 3), (64, 1), (128, 3)])
+def test_every_stated_size_has_a_density(side: int, channels: int) -> None:
+    flow = Flow(FlowDescription(channels=channels, image_size=side, steps=1, hidden=4))  # type: ignore[arg-type]
+    flow.initialise_(pictures(flow, 2), generator(0, "rotation"))
+    assert flow.log_prob(pictures(flow, 2)).isfinite().all()
+
+
+@pytest.mark.parametrize("values", [{"image_size": 24}, {"channels": 4}, {"image_size": 16, "levels": 4}])
+def test_impossible_architectures_are_refused(values: dict[str, int]) -> None:
+    with pytest.raises(ConfigError):
+        validate(FlowDescription, values, where="test")
