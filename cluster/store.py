@@ -72,12 +72,13 @@ def check_tracking(uri: str) -> None:
     uri = store_uri(uri)
     file = sqlite_file(uri)
     if file is not None:
-        _check_writable(file, uri)
+        check_writable(file, uri)
     with patience(retries=0, timeout_s=5), refusals(uri, "cannot be used"):
         connect(uri).search_experiments(max_results=1)
 
 
-def _check_writable(file: Path, uri: str) -> None:
+def check_writable(file: Path, uri: str) -> None:
+    """Raises TrackingError unless the SQLite file can be written, and artifacts beside it; makes the file."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(file, timeout=2)) as database:

@@ -1,0 +1,288 @@
+"""What a person sees of a condensed dataset: its card (README.md), a picture of the set, a figure of its bits.
+
+A dataset's folder is data.parquet, README.md, preview.png and bits.png; `datasets.load_dataset(folder)` reads it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from PIL import Image
+
+from condense.errors import OutputError
+from condense.parquet import CondensedDataset, content_digest, write_dataset
+from condense.tracking import image_grid
+
+PARQUET = "data.parquet"
+CARD = "README.md"
+PREVIEW = "preview.png"
+BITS = "bits.png"
+
+CONTROLS = {
+    "random_real": "random real images",
+    "kmeans_real": "real images chosen by k-means",
+    "jpeg_real": "real images, JPEG at the same bits",
+}
+NAMED_BARS = 30  # more class names than this do not fit under a bar chart
+NAMED_CLASSES = 50  # nor into a sentence
+
+
+def write_folder(folder: str | Path, dataset: CondensedDataset, *, name: str | None = None) -> Path:
+    """Writes a dataset with its card and figures; each file whole or not at all.
+
+    Args:
+        folder: made where it does not exist; its name is the dataset's unless `name` is given.
+        dataset: its provenance fills the card; keys that are missing are left out.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OutputError: the folder cannot be written.
+        DatasetError, NonFiniteError: as `condense.parquet.write_dataset`.
+    """
+    folder = Path(folder)
+    write_dataset(folder / PARQUET, dataset)
+    _write(folder / PREVIEW, preview(dataset))
+    _write(folder / BITS, bits_figure(dataset))
+    _write(folder / CARD, card(dataset, name or folder.resolve().name).encode())
+    return folder
+
+
+def card(dataset: CondensedDataset, name: str) -> str:
+    """The dataset card: Markdown under a Hugging Face header that names the Parquet file as the train split."""
+    about = dataset.provenance
+    parts = [
+        _header(name, len(dataset.labels)),
+        f"# {name}\n\n{_summary(dataset)}",
+        f"![Every image of the set]({PREVIEW})",
+        _accuracy(dataset),
+        _simplicity(dataset),
+        _loading(about, name),
+        _provenance(dataset),
+        _limits(about),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def preview(dataset: CondensedDataset) -> bytes:
+    """A PNG of all images, sorted by class."""
+    order = dataset.labels.argsort(stable=True)
+    per_class = max(1, len(dataset.labels) // max(1, len(set(dataset.labels.tolist()))))
+    return _png(image_grid(dataset.images[order], images_per_class=per_class))
+
+
+def bits_figure(dataset: CondensedDataset) -> bytes:
+    """A PNG of mean bits per dim by class, with the real images' mean where it is known."""
+    from matplotlib.figure import Figure  # without pyplot there is no global state and no window
+
+    classes = [index for index in range(len(dataset.class_names)) if bool((dataset.labels == index).any())]
+    heights = [float(dataset.bits_per_dim[dataset.labels == index].mean()) for index in classes]
+    figure = Figure(figsize=(min(4 + 0.35 * len(classes), 14), 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.bar(range(len(classes)), heights, color="#4477aa")
+    before = dataset.provenance.get("bits", {}).get("per_dim_before")
+    if before is not None:
+        axes.axhline(before, color="#cc6677", linestyle="--", label="real images")
+        axes.legend(loc="best")
+    if len(classes) <= NAMED_BARS:
+        names = [dataset.class_names[index] for index in classes]
+        crowded = max(map(len, names)) * len(names) > 60
+        axes.set_xticks(range(len(classes)), names, rotation=45 if crowded else 0, ha="right" if crowded else "center")
+    axes.set_xlabel("class")
+    axes.set_ylabel("bits per dim")
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=120, metadata={"Software": None})
+    return stream.getvalue()
+
+
+def _header(name: str, count: int) -> str:
+    sizes = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
+    header = {
+        "pretty_name": name,
+        "task_categories": ["image-classification"],
+        "tags": ["dataset-condensation", "synthetic"],
+        "size_categories": [next((label for limit, label in sizes if count < limit), "n>100K")],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": PARQUET}]}],
+    }
+    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---"
+
+
+def _summary(dataset: CondensedDataset) -> str:
+    count, channels, height, width = dataset.images.shape
+    evaluation = dataset.provenance.get("evaluation", {})
+    source = dataset.provenance.get("source", {}).get("name")
+    kinds = len(dataset.class_names)
+    text = f"{count} synthetic images ({channels} x {height} x {width}, 8-bit) of {kinds} classes"
+    text += f", condensed from `{source}`." if source else "."
+    if "accuracy_mean" in evaluation:
+        text += f" Networks trained on these images alone reach {_percent(evaluation)} test accuracy."
+    if kinds <= NAMED_CLASSES:
+        text += f" Classes: {', '.join(_cell(name) for name in dataset.class_names)}."
+    return text
+
+
+def _accuracy(dataset: CondensedDataset) -> str:
+    evaluation = dataset.provenance.get("evaluation", {})
+    controls = dataset.provenance.get("controls", {})
+    if "accuracy_mean" not in evaluation:
+        return ""
+    ours = {**evaluation, "bits_per_dim": float(dataset.bits_per_dim.mean())}
+    rows = [("**this dataset**", ours)]
+    rows += [(title, controls[key]) for key, title in CONTROLS.items() if key in controls]
+    rows += [(_cell(key), control) for key, control in controls.items() if key not in CONTROLS]
+    table = _table(
+        ("trained on", "test accuracy (%)", "bits per dim"),
+        ((title, _percent(row, unit=""), _number(row.get("bits_per_dim"), 2)) for title, row in rows),
+    )
+    recipe = f"Mean ± standard deviation over {_count(evaluation.get('learners'), 'freshly initialised network')}"
+    network = evaluation.get("network")
+    if isinstance(network, Mapping):
+        network = ", ".join(f"{key} {value}" for key, value in network.items())
+    recipe += f" ({network})" if network else ""
+    recipe += f", recipe `{evaluation['recipe']}`" if "recipe" in evaluation else ""
+    recipe += "; the controls have as many images and the same recipe" if controls else ""
+    recipe += ". The test split was read once, at the end."
+    if "validation_accuracy_mean" in evaluation:
+        recipe += f" Accuracy on the validation split: {evaluation['validation_accuracy_mean']:.1f} %."
+    return f"## Accuracy\n\n{table}\n\n{recipe}"
+
+
+def _simplicity(dataset: CondensedDataset) -> str:
+    bits = dataset.provenance.get("bits", {})
+    flow = dataset.provenance.get("flow", {})
+    rows = [
+        ("bits per dim, real images", _number(bits.get("per_dim_before"), 2)),
+        ("bits per dim, this dataset", _number(float(dataset.bits_per_dim.mean()), 2)),
+        ("bits of the whole set", f"{float(dataset.bits.sum()):,.0f}"),
+        ("PNG bytes of the whole set", f"{bits['png_bytes']:,}" if "png_bytes" in bits else ""),
+    ]
+    by = f"Bits are code lengths under the flow `{flow['name']}`" if "name" in flow else ""
+    by += f" (digest `{str(flow['digest'])[:12]}`)" if by and "digest" in flow else ""
+    by += "; bits under another flow are another scale." if by else ""
+    table = _table(("size", ""), (row for row in rows if row[1]))
+    return "\n\n".join(part for part in ("## Simplicity", table, by, f"![Bits per dim by class]({BITS})") if part)
+
+
+def _loading(about: Mapping[str, Any], name: str) -> str:
+    stated = about.get("normalisation")
+    normalise = ""
+    if stated:
+        mean, std = ([round(float(value), 6) for value in stated[key]] for key in ("mean", "std"))
+        normalise = (
+            f"\nmean, std = torch.tensor({mean}), torch.tensor({std})"
+            "\nimages = (images / 255 - mean[:, None, None]) / std[:, None, None]  # what the networks above saw"
+        )
+    return f"""## Loading
+
+With `{name}` the path to this folder. Hugging Face `datasets`:
+
+```python
+from datasets import load_dataset
+
+dataset = load_dataset("./{name}", split="train")
+print(dataset[0]["image"], dataset.features["label"].int2str(dataset[0]["label"]))
+```
+
+PyTorch:
+
+```python
+import pyarrow.parquet, torch
+from torchvision.io import decode_image
+
+rows = pyarrow.parquet.read_table("{name}/{PARQUET}").to_pydict()
+images = torch.stack([decode_image(torch.tensor(list(i["bytes"]), dtype=torch.uint8)) for i in rows["image"]])
+labels = torch.tensor(rows["label"]){normalise}
+```"""
+
+
+def _provenance(dataset: CondensedDataset) -> str:
+    about = dataset.provenance
+    source, flow = about.get("source", {}), about.get("flow", {})
+    digest = content_digest(dataset.images, dataset.labels, dataset.class_names, dataset.soft_labels)
+    rows = [
+        ("content digest", digest),
+        ("source", source.get("name")),
+        ("source digest", source.get("digest")),
+        ("flow digest", flow.get("digest")),
+        ("seed", about.get("seed")),
+        ("outer steps", about.get("outer_steps")),
+        ("seconds", _number(about.get("seconds"), 0)),
+        ("git revision", about.get("git_revision")),
+        ("decoder", ", ".join(f"{key} {value}" for key, value in about.get("decoder", {}).items())),
+        ("versions", ", ".join(f"{key} {value}" for key, value in about.get("versions", {}).items())),
+    ]
+    table = _table(("", ""), ((key, f"`{_cell(value)}`") for key, value in rows if value not in (None, "")))
+    if "config" not in about:
+        return f"## Provenance\n\n{table}"
+    config = yaml.safe_dump(about["config"], sort_keys=False, allow_unicode=True)
+    again = "The run's configuration, from which `condense run` makes it again:"
+    return f"## Provenance\n\n{table}\n\n{again}\n\n```yaml\n{config}```"
+
+
+def _limits(about: Mapping[str, Any]) -> str:
+    lines = [
+        "The accuracy holds for the network and recipe named above; others may reach less.",
+        "The images are made to train on: they are no samples of the source, and no fair picture of it.",
+        "What the source leaves out or gets wrong, this dataset does too.",
+        "What it may be used for depends on the source's licence.",
+    ]
+    if "flow" in about:
+        lines.append("Bits are a model's code length, not bytes on disk; the PNG bytes stand beside them.")
+    return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _percent(accuracy: Mapping[str, Any], unit: str = " %") -> str:
+    """Mean ± std, both percent."""
+    if accuracy.get("accuracy_mean") is None:
+        return "-"
+    spread = accuracy.get("accuracy_std")
+    return f"{accuracy['accuracy_mean']:.1f}" + (f" ± {spread:.1f}" if spread is not None else "") + unit
+
+
+def _number(value: float | None, places: int) -> str:
+    return "" if value is None else f"{value:,.{places}f}"
+
+
+def _count(count: int | None, what: str) -> str:
+    return f"{'several' if count is None else count} {what}{'' if count == 1 else 's'}"
+
+
+def _cell(value: object) -> str:
+    """Text that stays inside its table cell."""
+    return str(value).replace("|", "\\|").replace("\n", " ").replace("`", "'")
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(head), *(list(row) for row in rows)]
+    lines.insert(1, ["---", *("---:" for _ in lines[0][1:])])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _png(grid: torch.Tensor) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy()).save(stream, format="PNG", optimize=True)
+    return stream.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes beside, then renames: a reader sees the old file or the new one."""
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        try:
+            with beside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}", "set output to a folder that can be written") from None
