@@ -201,31 +201,64 @@ def nearest_names(spec: str) -> list[str]:
     return difflib.get_close_matches(spec.lower(), ["digits", *TORCHVISION_SETS], n=3)
 
 
-def torchvision_split(name: str, *, train: bool, root: Path, download: bool) -> ArraySplit:
-    """One split of a torchvision dataset, from the files under `root`.
+@dataclass(frozen=True)
+class TorchvisionSplit:
+    """One split of a torchvision dataset, from the files under `root`, which are read when first needed.
 
     torchvision unpickles CIFAR's files only after their MD5 sums agree with the published ones.
 
     Raises:
         SourceError: naming the files that are missing or damaged and where each belongs.
     """
-    described = TORCHVISION_SETS[name]
-    missing = [file for file in described.files if not (root / file).is_file()]
-    if missing and not download:
-        raise SourceError(
-            f"{name}: {root} holds no {missing[0]}" + (f" (and {len(missing) - 1} more)" if missing[1:] else ""),
-            f"put {', '.join(described.files)} from {described.where_from} into {root}, or set data.download=true",
-        )
-    made = getattr(importlib.import_module("torchvision.datasets"), described.cls)
-    try:
-        dataset = made(root=str(root), download=download, **(described.train if train else described.test))
-    except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:
-        remedy = "there may be no network: " if download else "a file is damaged: "
-        raise SourceError(
-            f"{name}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'not readable'}",
-            f"{remedy}put {', '.join(described.files)} from {described.where_from} into {root}",
-        ) from None
-    return _from_torchvision(name, dataset, f"{name} {'train' if train else 'test'}")
+
+    name: str  # a key of TORCHVISION_SETS
+    train: bool
+    root: Path
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        files = TORCHVISION_SETS[self.name].files
+        missing = [file for file in files if not (self.root / file).is_file()]
+        if missing and not self.download:
+            more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
+            raise SourceError(
+                f"{self.name}: {self.root} holds no {missing[0]}{more}", f"{self._remedy()}, or set data.download=true"
+            )
+
+    @property
+    def where(self) -> str:
+        return f"{self.name} {'train' if self.train else 'test'}"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._read.class_names
+
+    @property
+    def labels(self) -> Labels:
+        return self._read.labels
+
+    def first_shape(self, frame: Frame) -> tuple[int, int, int]:
+        return self._read.first_shape(frame)
+
+    def images(self, rows: Rows, shape: tuple[int, int, int], frame: Frame) -> Tensor:
+        return self._read.images(rows, shape, frame)
+
+    def _remedy(self) -> str:
+        described = TORCHVISION_SETS[self.name]
+        return f"put {', '.join(described.files)} from {described.where_from} into {self.root}"
+
+    @functools.cached_property
+    def _read(self) -> ArraySplit:
+        described = TORCHVISION_SETS[self.name]
+        made = getattr(importlib.import_module("torchvision.datasets"), described.cls)
+        try:
+            arguments = described.train if self.train else described.test
+            dataset = made(root=str(self.root), download=self.download, **arguments)
+        except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:
+            cause = "there may be no network: " if self.download else "a file is damaged: "
+            reason = str(error).splitlines()[0] if str(error) else "not readable"
+            raise SourceError(f"{self.name}: {type(error).__name__}: {reason}", cause + self._remedy()) from None
+        return _from_torchvision(self.name, dataset, self.where)
 
 
 def _from_torchvision(name: str, dataset: Any, where: str) -> ArraySplit:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -25,7 +25,7 @@ from condense import readers
 from condense.errors import SourceError
 from condense.images import Fit, Frame
 from condense.parquet_reader import ParquetFiles, ParquetSplit, test_files, train_and_test_files
-from condense.readers import FolderSplit, Labels, StoredSplit
+from condense.readers import FolderSplit, Labels, StoredSplit, TorchvisionSplit
 from condense.seeding import generator
 from condense.settings import Settings
 
@@ -100,8 +100,7 @@ def open_source(spec: str, data: DataConfig, *, seed: int) -> DataSource:
     """
     stored = _open(spec, data)
     if data.test_source is not None:
-        test = _open_test(data.test_source, data, stored.train.class_names)
-        stored = _Stored(stored.name, stored.train, lambda: test, test.where)
+        stored = replace(stored, test=_open_test(data.test_source, data, stored.train.class_names))
     return _SplitSource(spec, stored, data, seed)
 
 
@@ -150,12 +149,11 @@ def carve(labels: Labels, fraction: float, *, classes: int, seed: int, purpose: 
 
 @dataclass(frozen=True)
 class _Stored:
-    """What a spec names: the stored train split, and how to open the stored test split where there is one."""
+    """What a spec names: a stored train split and, where there is one, a stored test split, none of its rows read."""
 
     name: str
     train: StoredSplit
-    open_test: Callable[[], StoredSplit] | None
-    test_where: str = ""
+    test: StoredSplit | None = None
 
 
 def _open(spec: str, data: DataConfig) -> _Stored:
@@ -165,13 +163,10 @@ def _open(spec: str, data: DataConfig) -> _Stored:
     if form == "folder" and rest:
         return _open_folder(Path(rest).expanduser(), data)
     if spec.lower() == "digits":
-        return _Stored("digits", readers.digits(), None)
+        return _Stored("digits", readers.digits())
     if (name := readers.torchvision_name(spec)) is not None:
-
-        def split(train: bool) -> StoredSplit:
-            return readers.torchvision_split(name, train=train, root=data.root, download=data.download)
-
-        return _Stored(name, split(True), lambda: split(False), f"{name} test")
+        train, test = (TorchvisionSplit(name, train, data.root, data.download) for train in (True, False))
+        return _Stored(name, train, test)
     near = readers.nearest_names(spec)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise SourceError(f"unknown dataset {spec!r}", f"{hint}Known forms: {FORMS}")
@@ -192,10 +187,9 @@ def _open_parquet(uri: str, data: DataConfig) -> _Stored:
     split = _parquet_split(train, data)
     name = re.sub(r"[-_.]?train(-\d+-of-\d+)?$", "", Path(uri.rstrip("/")).name.removesuffix(".parquet")) or "parquet"
     if test is None or data.test_source is not None:
-        return _Stored(name, split, None)
-    # Only its footer is read here, so that a damaged file is known before the run and not after it.
-    beside = _parquet_split(test, data, split.class_names)
-    return _Stored(name, split, lambda: beside, beside.where)
+        return _Stored(name, split)
+    # Its footer is read here, so that a damaged file is known before the run and not after it.
+    return _Stored(name, split, _parquet_split(test, data, split.class_names))
 
 
 def _parquet_split(files: ParquetFiles, data: DataConfig, class_names: tuple[str, ...] | None = None) -> ParquetSplit:
@@ -206,12 +200,11 @@ def _parquet_split(files: ParquetFiles, data: DataConfig, class_names: tuple[str
 
 def _open_folder(path: Path, data: DataConfig) -> _Stored:
     if not (path / "train").is_dir():
-        return _Stored(path.name, FolderSplit(path), None)
+        return _Stored(path.name, FolderSplit(path))
     train = FolderSplit(path / "train")
     if data.test_source is not None or not (path / "test").is_dir():
-        return _Stored(path.name, train, None)
-    beside = FolderSplit(path / "test", train.class_names)
-    return _Stored(path.name, train, lambda: beside, beside.where)
+        return _Stored(path.name, train)
+    return _Stored(path.name, train, FolderSplit(path / "test", train.class_names))
 
 
 def _check_splittable(labels: Labels, class_names: Sequence[str], splits: Sequence[str]) -> None:
@@ -231,21 +224,21 @@ class _SplitSource:
         self.name = stored.name
         self._spec, self._seed, self._data = spec, seed, data
         self._frame = Frame(data.image_size, data.fit)
-        self._train, self._open_test = stored.train, stored.open_test
+        self._train, self._test = stored.train, stored.test
         self.class_names = self._train.class_names
         self.shape = self._train.first_shape(self._frame)
         labels = self._train.labels
         classes, kept = len(self.class_names), np.arange(len(labels))
-        splits = ("train", "validation", *(("test",) if self._open_test is None else ()))
+        splits = ("train", "validation", *(("test",) if self._test is None else ()))
         _check_splittable(labels, self.class_names, splits)
         self._test_rows = kept[:0]
-        if self._open_test is None:
+        if self._test is None:
             fraction = TEST_FRACTION.get(spec.lower(), 0.1)
             test = carve(labels, fraction, classes=classes, seed=TEST_SEED, purpose="test-split")
             self._test_rows, kept = kept[test], kept[~test]
             self._test_from = f"{fraction:.0%} of {self._train.where}, carved with seed {TEST_SEED}"
         else:
-            self._test_from = stored.test_where
+            self._test_from = self._test.where
         log.info("%s: the test split is %s", spec, self._test_from)
         fraction = data.validation_fraction
         held = carve(labels[kept], fraction, classes=classes, seed=seed, purpose="validation-split")
@@ -258,8 +251,8 @@ class _SplitSource:
         return self.shape[0]
 
     def load(self, split: Split, classes: range | None = None) -> LabelledImages:
-        if split == "test" and self._open_test is not None:
-            stored = self._open_test()
+        if split == "test" and self._test is not None:
+            stored = self._test
             rows = np.arange(len(stored.labels))
         else:
             stored = self._train
