@@ -219,7 +219,9 @@ def _provenance(dataset: CondensedDataset) -> str:
         ("decoder", ", ".join(f"{key} {value}" for key, value in about.get("decoder", {}).items())),
         ("versions", ", ".join(f"{key} {value}" for key, value in about.get("versions", {}).items())),
     ]
-    table = _table(("", ""), ((key, f"`{_cell(value)}`") for key, value in rows if value not in (None, "")))
+    table = _table(
+        ("", ""), ((key, f"`{_cell(value)}`") for key, value in rows if value not in (None, "")), align="---"
+    )
     if "config" not in about:
         return f"## Provenance\n\n{table}"
     config = yaml.safe_dump(about["config"], sort_keys=False, allow_unicode=True)
@@ -260,9 +262,9 @@ def _cell(value: object) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ").replace("`", "'")
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]], *, align: str = "---:") -> str:
     lines = [list(head), *(list(row) for row in rows)]
-    lines.insert(1, ["---", *("---:" for _ in lines[0][1:])])
+    lines.insert(1, ["---", *(align for _ in lines[0][1:])])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

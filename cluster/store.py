@@ -139,9 +139,9 @@ def first_line(error: Exception) -> str:
 
 def _remedy(error: Exception) -> str:
     text = str(error)
-    if "401" in text or "UNAUTHENTICATED" in text:
+    if re.search(r"error code 401\b|UNAUTHENTICATED", text):
         return "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-    if "403" in text or "PERMISSION_DENIED" in text:
+    if re.search(r"error code 403\b|PERMISSION_DENIED", text):
         return "ask for permission to write there, or for the host to be allowed"
     if "API request" in text:
         return "is the server running, and is this its address? `condense ui` starts one on an SQLite file"

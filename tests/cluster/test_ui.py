@@ -110,12 +110,15 @@ def test_a_registered_dataset_is_read_through_the_rest_interface(
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "data.parquet").write_bytes(b"PAR1 pixels")
     tags = {"content_digest": "through-rest", "ipc": "1"}
-    register(tracking_uri, new_run(tracking_uri), "through-rest", tmp_path / "made", tags)
+    run_id = new_run(tracking_uri)
+    register(tracking_uri, run_id, "through-rest", tmp_path / "made", tags)
     query = f"{server_url}/api/2.0/mlflow/model-versions/get?name=through-rest&version=1"
     with urllib.request.urlopen(query) as answer:
         found = json.load(answer)["model_version"]
     assert found["status"] == "READY"
     assert {tag["key"]: tag["value"] for tag in found["tags"]}["ipc"] == "1"
+    with urllib.request.urlopen(f"{server_url}/get-artifact?path=dataset/data.parquet&run_id={run_id}") as answer:
+        assert answer.read() == b"PAR1 pixels"
     assert show(server_url, "through-rest").tags["ipc"] == "1"
     out = download(server_url, "through-rest", tmp_path / "out")
     assert (out / "data.parquet").read_bytes() == b"PAR1 pixels"
