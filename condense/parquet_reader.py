@@ -3,77 +3,24 @@
 from __future__ import annotations
 
 import json
-import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from torch import Tensor
 
 from condense.errors import SourceError
 from condense.images import Frame, Picture, decode, framed_shape, stack
+from condense.parquet_files import ParquetFiles
 from condense.readers import Labels, Rows, check_labels
-
-log = logging.getLogger(__name__)
 
 BATCH_ROWS = 512  # encoded images in memory at once, beside the wanted ones
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "y")
 _NAME_COLUMNS = ("label_name", "label_text", "class_name")
-
-
-@dataclass(frozen=True)
-class ParquetFiles:
-    """Files of one split on one filesystem, in name order."""
-
-    filesystem: pafs.FileSystem
-    paths: tuple[str, ...]
-
-
-def train_and_test_files(uri: str) -> tuple[ParquetFiles, ParquetFiles | None]:
-    """The train files at a path or URI, and the test files beside them if there are any.
-
-    A folder's files belong to test, validation or train by the word in their names; where no name says train, all
-    that are not test or validation do. Beside a single file, the test file is the one with "test" for "train" in its
-    name.
-
-    Raises:
-        SourceError: nothing there, or it cannot be reached.
-    """
-    filesystem, path, found = _list(uri)
-    if found is None:
-        folder, separator, name = path.rpartition("/")
-        beside = folder + separator + name.replace("train", "test")
-        paired = "train" in name and filesystem.get_file_info(beside).type == pafs.FileType.File
-        return ParquetFiles(filesystem, (path,)), ParquetFiles(filesystem, (beside,)) if paired else None
-    train, test, unused = _by_split(path, found)
-    if not train:
-        raise SourceError(f"folder {uri} holds no Parquet file to train on", "expected names such as train-0.parquet")
-    if unused:
-        log.info("%s: not read, validation is carved from train: %s", uri, ", ".join(unused))
-    return ParquetFiles(filesystem, train), ParquetFiles(filesystem, test) if test else None
-
-
-def test_files(uri: str) -> ParquetFiles:
-    """The test files at a path or URI: that file, or of a folder those named test, or else all that name no split.
-
-    Raises:
-        SourceError: nothing there, or it cannot be reached.
-    """
-    filesystem, path, found = _list(uri)
-    if found is None:
-        return ParquetFiles(filesystem, (path,))
-    train, test, _ = _by_split(path, found)
-    if not (test or train):
-        raise SourceError(f"folder {uri} holds no Parquet file to test on", "expected names such as test-0.parquet")
-    return ParquetFiles(filesystem, test or train)
 
 
 class ParquetSplit:
@@ -112,12 +59,16 @@ class ParquetSplit:
                     self._schema = schema
                     self._image_column = _find_image_column(schema, image_column, path)
                     self._label_column = _find_label_column(schema, label_column, path)
+                    self._declared = _declared_classes(schema, self._label_column)
                 elif schema.names != self._schema.names:
                     raise SourceError(f"{path}: columns {schema.names}, but {files.paths[0]} has {self._schema.names}")
+                elif _declared_classes(schema, self._label_column) != self._declared:
+                    raise SourceError(
+                        f"{path}: its classes are not those of {files.paths[0]}", "give one dataset alone"
+                    )
                 self._sizes.append(file.metadata.num_rows)
         if sum(self._sizes) == 0:
             raise SourceError(f"{self.where} holds no rows")
-        self._declared = _declared_classes(self._schema, self._label_column)
         if known_classes and self._declared and known_classes != self._declared:
             raise SourceError(
                 f"{self.where}: its classes {list(self._declared)} are not those of train, {list(known_classes)}",
@@ -126,7 +77,8 @@ class ParquetSplit:
 
     @property
     def where(self) -> str:
-        return self._files.paths[0] if len(self._files.paths) == 1 else str(Path(self._files.paths[0]).parent)
+        first = self._files.paths[0]
+        return self._files.shown(first if len(self._files.paths) == 1 else first.rpartition("/")[0])
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -149,7 +101,7 @@ class ParquetSplit:
     def _row(self, row: int) -> str:
         for path, size in zip(self._files.paths, self._sizes, strict=True):
             if row < size:
-                return f"{path}, row {row}"
+                return f"{self._files.shown(path)}, row {row}"
             row -= size
         raise AssertionError(row)
 
@@ -160,7 +112,8 @@ class ParquetSplit:
                 yield file
         except (OSError, pa.ArrowException) as error:
             reason = str(error).splitlines()[0]
-            raise SourceError(f"{path}: not a readable Parquet file: {reason}", "write or download it again") from None
+            shown = self._files.shown(path)
+            raise SourceError(f"{shown}: not a readable Parquet file: {reason}", "write or download it again") from None
 
     def _pictures(self, rows: Rows) -> Iterator[tuple[str, Picture]]:
         """Decoded images of ascending rows; row groups without one of them are not read."""
@@ -186,7 +139,7 @@ class ParquetSplit:
                     for row, data in zip(
                         inside.tolist(), encoded.take(pa.array(inside - read)).to_pylist(), strict=True
                     ):
-                        where = f"{path}, row {row}"
+                        where = f"{self._files.shown(path)}, row {row}"
                         if data is None:
                             raise SourceError(
                                 f"{where}: no image bytes", "embed the images in the file, or drop the row"
@@ -243,39 +196,6 @@ class ParquetSplit:
             if word != names[label]:
                 raise SourceError(f"{self._row(row)}: label {label} is named {word!r} here and {names[label]!r} before")
         return names
-
-
-def _filesystem(uri: str) -> tuple[Any, str]:
-    if "://" in uri:
-        filesystem, path = pafs.FileSystem.from_uri(uri)
-        return filesystem, path.rstrip("/")
-    return pafs.LocalFileSystem(), str(Path(uri).expanduser())
-
-
-def _list(uri: str) -> tuple[Any, str, list[str] | None]:
-    """Filesystem, path on it, and the Parquet files below it; None for these where the path is a file."""
-    try:
-        filesystem, path = _filesystem(uri)
-        info = filesystem.get_file_info(path)
-        if info.type == pafs.FileType.NotFound:
-            raise SourceError(f"{uri} does not exist", "give a Parquet file, or a folder of them")
-        if info.type == pafs.FileType.File:
-            return filesystem, path, None
-        listing = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    except (OSError, pa.ArrowException) as error:
-        raise SourceError(f"{uri} cannot be reached: {error}") from None
-    files = sorted(entry.path for entry in listing if entry.type == pafs.FileType.File)
-    return filesystem, path, [f for f in files if f.endswith(".parquet") and "/." not in f[len(path) :]]
-
-
-def _by_split(root: str, paths: list[str]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Train, test and unused files among `paths`, by the words in their names below `root`."""
-    words = {path: set(re.split(r"[^a-z]+", path[len(root) :].lower())) for path in paths}
-    test = tuple(path for path in paths if "test" in words[path])
-    held_out = {path for path in paths if words[path] & {"validation", "valid", "val", "dev"}}
-    rest = tuple(path for path in paths if path not in test and path not in held_out)
-    train = tuple(path for path in rest if "train" in words[path]) or rest
-    return train, test, tuple(path for path in paths if path not in train and path not in test)
 
 
 def _is_image(kind: Any) -> bool:

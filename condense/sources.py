@@ -24,7 +24,8 @@ from torch import Tensor
 from condense import readers
 from condense.errors import SourceError
 from condense.images import Fit, Frame
-from condense.parquet_reader import ParquetFiles, ParquetSplit, test_files, train_and_test_files
+from condense.parquet_files import ParquetFiles, test_files, train_and_test_files
+from condense.parquet_reader import ParquetSplit
 from condense.readers import FolderSplit, Labels, StoredSplit, TorchvisionSplit
 from condense.seeding import generator
 from condense.settings import Settings
@@ -185,7 +186,10 @@ def _open_test(spec: str, data: DataConfig, class_names: tuple[str, ...]) -> Sto
 def _open_parquet(uri: str, data: DataConfig) -> _Stored:
     train, test = train_and_test_files(uri)
     split = _parquet_split(train, data)
-    name = re.sub(r"[-_.]?train(-\d+-of-\d+)?$", "", Path(uri.rstrip("/")).name.removesuffix(".parquet")) or "parquet"
+    name = (
+        re.sub(r"[-_.]?train(-\d+-of-\d+)?$", "", Path(uri.partition("?")[0]).name.removesuffix(".parquet"))
+        or "parquet"
+    )
     if test is None or data.test_source is not None:
         return _Stored(name, split)
     # Its footer is read here, so that a damaged file is known before the run and not after it.

@@ -519,6 +519,12 @@ def test_rows_are_named_within_their_own_file(tmp_path: Path) -> None:
     assert "train-1.parquet, row 2: label 2 is out of range, expected 0 to 1" in problem(f"parquet:{tmp_path}")
 
 
+def test_files_of_two_datasets_in_one_folder_are_refused(tmp_path: Path) -> None:
+    write_hub(tmp_path / "a.parquet", rows(10), [0, 1] * 5, "ab")
+    write_hub(tmp_path / "b.parquet", rows(10), [0, 1] * 5, "ac")
+    assert "b.parquet: its classes are not those of" in problem(f"parquet:{tmp_path}")
+
+
 def test_integer_labels_without_metadata_are_named_by_the_name_column(tmp_path: Path) -> None:
     table = hub_table(rows(20), [row % 2 for row in range(20)], None)
     named = table.append_column("label_name", pa.array(["cat", "dog"] * 10))
