@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.io
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
@@ -411,6 +411,7 @@ class Explosive:
 # Splits
 
 
+@settings(deadline=None)
 @given(
     counts=st.lists(st.integers(2, 30), min_size=1, max_size=5),
     fraction=st.floats(0.01, 0.99),
