@@ -16,24 +16,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from pydantic import Field
 from torch import Tensor
 
-from condense.errors import CheckpointError, ConfigError, NonFiniteError, SourceError
+from condense.errors import CheckpointError, NonFiniteError
 from condense.flow.bits import bits_per_dim, measure
 from condense.flow.glow import Flow, FlowDescription
+from condense.flow.mixture import Augmentation, Mixture, random_batch
 from condense.flow.store import read_tensors, save_flow, write_tensors
-from condense.pixels import to_float, to_uint8
+from condense.pixels import dequantise
 from condense.seeding import generator
 from condense.settings import Settings
 from condense.settings import digest as settings_digest
-from condense.sources import DataConfig, LabelledImages, class_digests, combine_digests, open_source
+from condense.sources import DataConfig
 
 log = logging.getLogger(__name__)
-
-# ITU-R BT.601 luma, what Pillow's convert("L") computes.
-_LUMA = (0.299, 0.587, 0.114)
 
 
 class FlowFitConfig(Settings):
@@ -57,7 +54,7 @@ class FlowFitConfig(Settings):
     gradient_norm: float = Field(50.0, gt=0)
     averaging: float = Field(0.998, ge=0, lt=1)  # decay of the weights' moving average, which is what is stored
     precision: Literal["float32", "bfloat16"] = "float32"  # of the coupling networks in training; all else is float32
-    augmentation: Literal["none", "flip", "crop-flip"] = "flip"
+    augmentation: Augmentation = "flip"
     initial_images: int = Field(512, ge=1)  # batch that initialises the channel mixing
     seed: int = 0
 
@@ -130,10 +127,8 @@ def fit(
         NonFiniteError: the loss stopped being a number; names the step.
     """
     started = time.process_time()
-    mix = _Mixture(config)
-    train = mix.load("train")
-    _check_not_constant(train, config)
-    held_out = _some(mix.load("validation"), config.evaluation_images, config.seed)
+    mixture = _open_mixture(config)
+    train, held_out = mixture.train(), mixture.validation(config.evaluation_images)
     state = _fresh(config, train, device)
     if resume and config.checkpoint.exists():
         _restore_(state, config)
@@ -150,7 +145,7 @@ def fit(
             _store(state, config)
         if progress is not None:
             progress(FitProgress(state.step, config.steps, loss, bits, state.cpu_seconds))
-    card = _card(config, mix, state, train, device)
+    card = _card(config, mixture, state, train, device)
     digest = save_flow(state.average, config.output, card)
     config.checkpoint.unlink(missing_ok=True)
     return FitResult(config.output, digest, card)
@@ -164,59 +159,14 @@ def learning_rate_at(config: FlowFitConfig, step: int) -> float:
     return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
 
-def to_channels(images: Tensor, channels: int, where: str) -> Tensor:
-    """uint8 (N, C, H, W) with `channels` channels; three become one by their luminance, one never becomes three.
-
-    Raises:
-        SourceError: grey images for a flow of three channels, which would count each pixel three times.
-    """
-    if images.shape[1] == channels:
-        return images
-    if channels == 3:
-        raise SourceError(f"{where} has grey images, the flow three channels", "set architecture.channels=1")
-    weights = torch.tensor(_LUMA)[:, None, None]
-    return torch.cat([to_uint8((to_float(part) * weights).sum(1, keepdim=True)) for part in torch.split(images, 4096)])
-
-
-class _Mixture:
-    """The sources of a config, read as one set of images."""
-
-    def __init__(self, config: FlowFitConfig) -> None:
-        if not config.sources:
-            raise ConfigError("source names no dataset", "give one spec or a list of them")
-        self._channels = config.architecture.channels
-        data = DataConfig(
-            image_size=config.architecture.image_size,
-            validation_fraction=config.validation_fraction,
-            root=config.root,
-            download=config.download,
-        )
-        self.sources = {spec: open_source(spec, data, seed=config.seed) for spec in config.sources}
-        self.digests: dict[str, str] = {}
-
-    def load(self, split: Literal["train", "validation"]) -> Tensor:
-        parts = []
-        for spec, source in self.sources.items():
-            loaded = source.load(split)
-            if split == "train":
-                self.digests[source.name] = combine_digests(class_digests(loaded))
-            parts.append(self._images(loaded, spec))
-        return torch.cat(parts)
-
-    def load_tests(self) -> dict[str, Tensor]:
-        return {source.name: self._images(source.load("test"), spec) for spec, source in self.sources.items()}
-
-    def _images(self, loaded: LabelledImages, spec: str) -> Tensor:
-        return to_channels(loaded.images, self._channels, spec)
-
-
-def _check_not_constant(train: Tensor, config: FlowFitConfig) -> None:
-    flat = train.flatten(1)
-    if bool((flat == flat[:, :1]).all()):
-        raise SourceError(
-            f"every image of {', '.join(config.sources)} is of one grey level: there is nothing to learn a density of",
-            "check the files, and that the right column or folder is read",
-        )
+def _open_mixture(config: FlowFitConfig) -> Mixture:
+    data = DataConfig(
+        image_size=config.architecture.image_size,
+        validation_fraction=config.validation_fraction,
+        root=config.root,
+        download=config.download,
+    )
+    return Mixture(config.sources, data, config.architecture.channels, seed=config.seed)
 
 
 def _fresh(config: FlowFitConfig, train: Tensor, device: torch.device | str) -> _State:
@@ -224,37 +174,20 @@ def _fresh(config: FlowFitConfig, train: Tensor, device: torch.device | str) -> 
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(generator(config.seed, "flow-weights").get_state())
         flow = Flow(config.architecture)
-    x = _batch(config, train, config.initial_images, 0, "flow-initial")
+    draws = generator(config.seed, "flow-initial")
+    images = random_batch(train, config.initial_images, config.augmentation, draws)
+    x = dequantise(images, torch.rand(images.shape, generator=draws))
     flow.initialise_(x, generator(config.seed, "flow-rotation"))
     flow.to(device)
     average = copy.deepcopy(flow).requires_grad_(False)
     return _State(flow, average, torch.optim.Adam(flow.parameters(), lr=config.learning_rate, betas=(0.9, 0.99)))
 
 
-def _batch(config: FlowFitConfig, train: Tensor, count: int, step: int, purpose: str) -> Tensor:
-    """Where the density sees `count` augmented, dequantised images of one step: (count, C, H, W)."""
-    draws = generator(config.seed, purpose, step=step)
-    images = to_float(train[torch.randint(len(train), (count,), generator=draws)])
-    if config.augmentation == "crop-flip":
-        images = _shifted(images, torch.randint(7, (count, 2), generator=draws))
-    if config.augmentation != "none":
-        flipped = torch.rand(count, generator=draws) < 0.5
-        images = torch.where(flipped[:, None, None, None], images.flip(3), images)
-    return images
-
-
-def _shifted(images: Tensor, offsets: Tensor) -> Tensor:
-    """Random crops after 3 pixels of reflection on each side (Schirrmeister et al. 2022); offsets (N, 2) in 0..6."""
-    padded = F.pad(images, (3, 3, 3, 3), mode="reflect")
-    side = images.shape[-1]
-    crops = [padded[i, :, y : y + side, x : x + side] for i, (y, x) in enumerate(offsets.tolist())]
-    return torch.stack(crops)
-
-
 def _step_(state: _State, config: FlowFitConfig, train: Tensor, device: torch.device | str) -> float:
     """One step of Adam on the mean bits per dimension of a batch, which it returns."""
     rate = learning_rate_at(config, state.step)
-    images = _batch(config, train, config.batch_size, state.step, "flow-batch").to(device)
+    draws = generator(config.seed, "flow-batch", step=state.step)
+    images = random_batch(train, config.batch_size, config.augmentation, draws).to(device)
     noise = generator(config.seed, "flow-dequantisation", step=state.step, device=device)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
         loss = bits_per_dim(state.flow, images, noise).mean()
@@ -282,18 +215,13 @@ def _held_out_bits(flow: Flow, images: Tensor, seed: int, device: torch.device |
     return measure(flow, images, seed=seed, device=device).mean
 
 
-def _some(images: Tensor, count: int, seed: int) -> Tensor:
-    order = torch.randperm(len(images), generator=generator(seed, "flow-evaluation"))
-    return images[order[:count]]
-
-
 def _card(
-    config: FlowFitConfig, mix: _Mixture, state: _State, train: Tensor, device: torch.device | str
+    config: FlowFitConfig, mixture: Mixture, state: _State, train: Tensor, device: torch.device | str
 ) -> dict[str, Any]:
     """What the stored flow says of itself; the only place that reads the test splits."""
     frozen = copy.deepcopy(state.average).freeze_()
     tests = {}
-    for name, images in mix.load_tests().items():
+    for name, images in mixture.tests().items():
         report = measure(frozen, images, seed=config.seed, device=device)
         tests[name] = {
             "images": len(images),
@@ -303,7 +231,7 @@ def _card(
     return {
         "name": config.name,
         "recipe": config.model_dump(mode="json", exclude={"root", "download", "output", "source"}),
-        "sources": mix.digests,
+        "sources": mixture.digests,
         "train_images": len(train),
         "parameters": sum(parameter.numel() for parameter in state.flow.parameters()),
         "cpu_seconds": round(state.cpu_seconds, 1),

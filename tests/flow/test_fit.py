@@ -9,9 +9,11 @@ from PIL import Image
 
 from condense.errors import CheckpointError, NonFiniteError, SourceError
 from condense.flow.bits import measure
-from condense.flow.fit import FitProgress, FlowFitConfig, fit, learning_rate_at, to_channels
+from condense.flow.fit import FitProgress, FlowFitConfig, fit, learning_rate_at
 from condense.flow.glow import FlowDescription
+from condense.flow.mixture import to_channels
 from condense.flow.store import load_card, load_flow
+from condense.pixels import dequantise, to_float
 from condense.sources import DataConfig, open_source
 
 TINY = FlowDescription(channels=1, image_size=16, levels=2, steps=1, hidden=4, components=2)
@@ -97,6 +99,15 @@ def test_mixed_precision_trains_nearly_the_same_flow(tmp_path: Path) -> None:
     bits = [result.card["held_out"]["digits"]["bits_per_dim"] for result in (exact, mixed)]
     assert bits[0] == pytest.approx(bits[1], abs=0.05)
     assert load_flow(mixed.path).digest == mixed.digest
+
+
+def test_training_starts_from_latents_that_are_white(tmp_path: Path) -> None:
+    path = fit(recipe(tmp_path, steps=1, learning_rate=1e-9, augmentation="none", initial_images=512)).path
+    images = open_source("digits", DataConfig(image_size=16), seed=0).load("train").images[:256]
+    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
+    for z in load_flow(path).encode(dequantise(to_float(images), noise))[0]:
+        assert abs(z.mean()) < 0.1
+        assert abs(z.std() - 1) < 0.2
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""The images that a flow is fitted to: one or several sources as one set, brought to the flow's channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from condense.errors import ConfigError, SourceError
+from condense.pixels import to_float, to_uint8
+from condense.seeding import generator
+from condense.sources import DataConfig, LabelledImages, class_digests, combine_digests, open_source
+
+Augmentation = Literal["none", "flip", "crop-flip"]
+
+# ITU-R BT.601 luma, what Pillow's convert("L") computes.
+_LUMA = (0.299, 0.587, 0.114)
+
+
+class Mixture:
+    """Several sources as one: their images are concatenated, so that each image is equally likely.
+
+    Args:
+        specs: as `open_source` takes them.
+        data: one size for all.
+        channels: of the flow; colour becomes grey by its luminance.
+        seed: draws validation splits.
+
+    Raises:
+        ConfigError: no spec. SourceError: as `open_source`.
+    """
+
+    def __init__(self, specs: Sequence[str], data: DataConfig, channels: int, *, seed: int) -> None:
+        if not specs:
+            raise ConfigError("source names no dataset", "give one spec or a list of them")
+        self._channels, self._seed = channels, seed
+        self._sources = {spec: open_source(spec, data, seed=seed) for spec in specs}
+        self.digests: dict[str, str] = {}  # of each source's train images, once they are loaded
+
+    def train(self) -> Tensor:
+        """uint8 (N, C, H, W); raises SourceError where all are of one grey level."""
+        parts = []
+        for spec, source in self._sources.items():
+            loaded = source.load("train")
+            self.digests[source.name] = combine_digests(class_digests(loaded))
+            parts.append(self._images(loaded, spec))
+        images = torch.cat(parts)
+        flat = images.flatten(1)
+        if bool((flat == flat[:, :1]).all()):
+            raise SourceError(
+                f"every image of {', '.join(self._sources)} is of one grey level: there is no density to learn",
+                "check the files, and that the right column or folder is read",
+            )
+        return images
+
+    def validation(self, count: int) -> Tensor:
+        """At most `count` seeded images of the validation splits: uint8 (N, C, H, W)."""
+        images = torch.cat([self._images(source.load("validation"), spec) for spec, source in self._sources.items()])
+        return images[torch.randperm(len(images), generator=generator(self._seed, "flow-evaluation"))[:count]]
+
+    def tests(self) -> dict[str, Tensor]:
+        """The test split of each source by its name, uint8 (N, C, H, W); read for the card, never to choose."""
+        return {source.name: self._images(source.load("test"), spec) for spec, source in self._sources.items()}
+
+    def _images(self, loaded: LabelledImages, spec: str) -> Tensor:
+        return to_channels(loaded.images, self._channels, spec)
+
+
+def to_channels(images: Tensor, channels: int, where: str) -> Tensor:
+    """uint8 (N, C, H, W) with `channels` channels; three become one by their luminance, one never becomes three.
+
+    Raises:
+        SourceError: grey images for a flow of three channels, which would count each pixel three times.
+    """
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        raise SourceError(f"{where} has grey images, the flow three channels", "set architecture.channels=1")
+    weights = torch.tensor(_LUMA)[:, None, None]
+    return torch.cat([to_uint8((to_float(part) * weights).sum(1, keepdim=True)) for part in torch.split(images, 4096)])
+
+
+def random_batch(images: Tensor, count: int, augmentation: Augmentation, draws: torch.Generator) -> Tensor:
+    """`count` of the uint8 `images` (N, C, H, W), drawn with replacement and augmented: float (count, C, H, W)."""
+    batch = to_float(images[torch.randint(len(images), (count,), generator=draws)])
+    if augmentation == "crop-flip":
+        batch = _shifted(batch, torch.randint(7, (count, 2), generator=draws))
+    if augmentation != "none":
+        flipped = torch.rand(count, generator=draws) < 0.5
+        batch = torch.where(flipped[:, None, None, None], batch.flip(3), batch)
+    return batch
+
+
+def _shifted(images: Tensor, offsets: Tensor) -> Tensor:
+    """Random crops after 3 pixels of reflection on each side (Schirrmeister et al. 2022); offsets (N, 2) in 0..6."""
+    padded = F.pad(images, (3, 3, 3, 3), mode="reflect")
+    side = images.shape[-1]
+    return torch.stack([padded[i, :, y : y + side, x : x + side] for i, (y, x) in enumerate(offsets.tolist())])
