@@ -39,7 +39,8 @@ class CondensedDataset:
     """A condensed dataset and where it came from.
 
     images: uint8 (N, C, H, W), C one or three. labels: int64 (N,). class_names: one per label value.
-    bits: float64 (N,), code length of each image under the flow. bits_per_dim: float64 (N,), bits / (C H W).
+    bits: float64 (N,), code length of each image under the flow. bits_per_dim: float64 (N,), bits / (C H W). Both are
+        None where the run had no flow of the images' shape.
     soft_labels: float32 (N, classes) or None.
     provenance: plain values: config, seed, versions, revision, source_digest, flow_digest, value_range, normalisation
         {"mean": [C], "std": [C]} for images in [0, 1], decoder, evaluation. Writing adds format, class_names and
@@ -49,8 +50,8 @@ class CondensedDataset:
     images: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
-    bits: Tensor
-    bits_per_dim: Tensor
+    bits: Tensor | None
+    bits_per_dim: Tensor | None
     soft_labels: Tensor | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -193,8 +194,8 @@ def _table(dataset: CondensedDataset) -> pa.Table:
         "image": pa.array(pictures, _IMAGE),
         "label": pa.array(labels, pa.int64()),
         "label_name": pa.array([dataset.class_names[label] for label in labels], pa.string()),
-        "bits": pa.array(dataset.bits.tolist(), pa.float64()),
-        "bits_per_dim": pa.array(dataset.bits_per_dim.tolist(), pa.float64()),
+        "bits": _numbers(dataset.bits, len(dataset.labels)),
+        "bits_per_dim": _numbers(dataset.bits_per_dim, len(dataset.labels)),
     }
     if dataset.soft_labels is not None:
         columns["soft_label"] = pa.array(dataset.soft_labels.tolist(), pa.list_(pa.float32()))
@@ -249,8 +250,17 @@ def _dataset(table: pa.Table, provenance: dict[str, Any], path: Path) -> Condens
         images=images,
         labels=torch.tensor(rows["label"], dtype=torch.int64),
         class_names=tuple(provenance["class_names"]),
-        bits=torch.tensor(rows["bits"], dtype=torch.float64),
-        bits_per_dim=torch.tensor(rows["bits_per_dim"], dtype=torch.float64),
+        bits=_tensor(rows["bits"]),
+        bits_per_dim=_tensor(rows["bits_per_dim"]),
         soft_labels=None if soft is None else torch.from_numpy(np.array(soft, dtype=np.float32)),
         provenance=provenance,
     )
+
+
+def _numbers(values: Tensor | None, count: int) -> pa.Array:
+    """A nullable float64 column; all null where there are no values."""
+    return pa.nulls(count, pa.float64()) if values is None else pa.array(values.tolist(), pa.float64())
+
+
+def _tensor(values: list[float | None]) -> Tensor | None:
+    return None if all(value is None for value in values) else torch.tensor(values, dtype=torch.float64)

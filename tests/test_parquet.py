@@ -78,6 +78,14 @@ def test_soft_labels_are_absent_where_none_were_learned(tmp_path: Path) -> None:
     assert "soft_label" not in pq.read_schema(path).names
 
 
+def test_bits_are_null_where_no_flow_was_used(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path / "set.parquet", dataclasses.replace(made(), bits=None, bits_per_dim=None))
+    read = read_dataset(path)
+    assert read.bits is None
+    assert read.bits_per_dim is None
+    assert pq.read_table(path).column("bits").null_count == 6
+
+
 def test_pyarrow_sees_the_declared_columns_and_metadata(written: tuple[Path, CondensedDataset]) -> None:
     path, dataset = written
     table = pq.read_table(path)
