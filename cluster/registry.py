@@ -63,7 +63,7 @@ def check_name(name: str) -> str:
     Raises:
         DatasetError: otherwise.
     """
-    if not NAME.fullmatch(name) or ".." in name:
+    if not NAME.fullmatch(name):
         raise DatasetError(f"{name!r} is not a dataset name", "use letters, digits, dots, dashes and underscores")
     return name
 

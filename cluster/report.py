@@ -1,6 +1,7 @@
 """What a person sees of a condensed dataset: its card (README.md), a picture of the set, a figure of its bits.
 
-A dataset's folder is data.parquet, README.md, preview.png and bits.png; `datasets.load_dataset(folder)` reads it.
+A dataset's folder is data.parquet, README.md, preview.png and, where a flow measured it, bits.png;
+`datasets.load_dataset(folder)` reads it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ CONTROLS = {
     "kmeans_real": "real images chosen by k-means",
     "jpeg_real": "real images, JPEG at the same bits",
 }
+MISSING = "-"
 NAMED_BARS = 30  # more class names than this do not fit under a bar chart
 NAMED_CLASSES = 50  # nor into a sentence
 
@@ -51,7 +53,8 @@ def write_folder(folder: str | Path, dataset: CondensedDataset, *, name: str | N
     folder = Path(folder)
     write_dataset(folder / PARQUET, dataset)
     _write(folder / PREVIEW, preview(dataset))
-    _write(folder / BITS, bits_figure(dataset))
+    if dataset.bits_per_dim is not None:
+        _write(folder / BITS, bits_figure(dataset))
     _write(folder / CARD, card(dataset, name or folder.resolve().name).encode())
     return folder
 
@@ -88,7 +91,7 @@ def bits_figure(dataset: CondensedDataset) -> bytes:
     figure = Figure(figsize=(min(4 + 0.35 * len(classes), 14), 3.5), layout="constrained")
     axes = figure.add_subplot()
     axes.bar(range(len(classes)), heights, color="#4477aa")
-    before = dataset.provenance.get("bits", {}).get("per_dim_before")
+    before = _part(dataset.provenance, "bits").get("per_dim_before")
     if before is not None:
         axes.axhline(before, color="#cc6677", linestyle="--", label="real images")
         axes.legend(loc="best")
@@ -117,8 +120,8 @@ def _header(name: str, count: int) -> str:
 
 def _summary(dataset: CondensedDataset) -> str:
     count, channels, height, width = dataset.images.shape
-    evaluation = dataset.provenance.get("evaluation", {})
-    source = dataset.provenance.get("source", {}).get("name")
+    evaluation = _part(dataset.provenance, "evaluation")
+    source = _part(dataset.provenance, "source").get("name")
     kinds = len(dataset.class_names)
     text = f"{count} synthetic images ({channels} x {height} x {width}, 8-bit) of {kinds} classes"
     text += f", condensed from `{source}`." if source else "."
@@ -130,11 +133,11 @@ def _summary(dataset: CondensedDataset) -> str:
 
 
 def _accuracy(dataset: CondensedDataset) -> str:
-    evaluation = dataset.provenance.get("evaluation", {})
-    controls = dataset.provenance.get("controls", {})
+    evaluation = _part(dataset.provenance, "evaluation")
+    controls = _part(dataset.provenance, "controls")
     if "accuracy_mean" not in evaluation:
         return ""
-    ours = {**evaluation, "bits_per_dim": float(dataset.bits_per_dim.mean())}
+    ours = {**evaluation, "bits_per_dim": _mean_bits(dataset)}
     rows = [("**this dataset**", ours)]
     rows += [(title, controls[key]) for key, title in CONTROLS.items() if key in controls]
     rows += [(_cell(key), control) for key, control in controls.items() if key not in CONTROLS]
@@ -150,25 +153,26 @@ def _accuracy(dataset: CondensedDataset) -> str:
     recipe += f", recipe `{evaluation['recipe']}`" if "recipe" in evaluation else ""
     recipe += "; the controls have as many images and the same recipe" if controls else ""
     recipe += ". The test split was read once, at the end."
-    if "validation_accuracy_mean" in evaluation:
-        recipe += f" Accuracy on the validation split: {evaluation['validation_accuracy_mean']:.1f} %."
+    validation = _part(dataset.provenance, "validation").get("accuracy_mean")
+    recipe += f" Accuracy on the validation split: {validation:.1f} %." if validation is not None else ""
     return f"## Accuracy\n\n{table}\n\n{recipe}"
 
 
 def _simplicity(dataset: CondensedDataset) -> str:
-    bits = dataset.provenance.get("bits", {})
-    flow = dataset.provenance.get("flow", {})
+    bits = _part(dataset.provenance, "bits")
+    flow = _part(dataset.provenance, "flow")
     rows = [
         ("bits per dim, real images", _number(bits.get("per_dim_before"), 2)),
-        ("bits per dim, this dataset", _number(float(dataset.bits_per_dim.mean()), 2)),
-        ("bits of the whole set", f"{float(dataset.bits.sum()):,.0f}"),
-        ("PNG bytes of the whole set", f"{bits['png_bytes']:,}" if "png_bytes" in bits else ""),
+        ("bits per dim, this dataset", _number(_mean_bits(dataset), 2)),
+        ("bits of the whole set", _number(None if dataset.bits is None else float(dataset.bits.sum()), 0)),
+        ("PNG bytes of the whole set", _number(bits.get("png_bytes"), 0)),
     ]
     by = f"Bits are code lengths under the flow `{flow['name']}`" if "name" in flow else ""
     by += f" (digest `{str(flow['digest'])[:12]}`)" if by and "digest" in flow else ""
     by += "; bits under another flow are another scale." if by else ""
-    table = _table(("size", ""), (row for row in rows if row[1]))
-    return "\n\n".join(part for part in ("## Simplicity", table, by, f"![Bits per dim by class]({BITS})") if part)
+    table = _table(("size", ""), (row for row in rows if row[1] != MISSING))
+    figure = "" if dataset.bits_per_dim is None else f"![Bits per dim by class]({BITS})"
+    return "\n\n".join(part for part in ("## Simplicity", table, by, figure) if part)
 
 
 def _loading(about: Mapping[str, Any], name: str) -> str:
@@ -205,7 +209,7 @@ labels = torch.tensor(rows["label"]){normalise}
 
 def _provenance(dataset: CondensedDataset) -> str:
     about = dataset.provenance
-    source, flow = about.get("source", {}), about.get("flow", {})
+    source, flow = _part(about, "source"), _part(about, "flow")
     digest = content_digest(dataset.images, dataset.labels, dataset.class_names, dataset.soft_labels)
     rows = [
         ("content digest", digest),
@@ -216,11 +220,11 @@ def _provenance(dataset: CondensedDataset) -> str:
         ("outer steps", about.get("outer_steps")),
         ("seconds", _number(about.get("seconds"), 0)),
         ("git revision", about.get("git_revision")),
-        ("decoder", ", ".join(f"{key} {value}" for key, value in about.get("decoder", {}).items())),
-        ("versions", ", ".join(f"{key} {value}" for key, value in about.get("versions", {}).items())),
+        ("decoder", ", ".join(f"{key} {value}" for key, value in _part(about, "decoder").items())),
+        ("versions", ", ".join(f"{key} {value}" for key, value in _part(about, "versions").items())),
     ]
     table = _table(
-        ("", ""), ((key, f"`{_cell(value)}`") for key, value in rows if value not in (None, "")), align="---"
+        ("", ""), ((key, f"`{_cell(value)}`") for key, value in rows if value not in (None, "", MISSING)), align="---"
     )
     if "config" not in about:
         return f"## Provenance\n\n{table}"
@@ -236,21 +240,30 @@ def _limits(about: Mapping[str, Any]) -> str:
         "What the source leaves out or gets wrong, this dataset does too.",
         "What it may be used for depends on the source's licence.",
     ]
-    if "flow" in about:
+    if about.get("flow"):
         lines.append("Bits are a model's code length, not bytes on disk; the PNG bytes stand beside them.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _mean_bits(dataset: CondensedDataset) -> float | None:
+    return None if dataset.bits_per_dim is None else float(dataset.bits_per_dim.mean())
+
+
+def _part(about: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A part of the provenance; empty where the run had none."""
+    return about.get(key) or {}
 
 
 def _percent(accuracy: Mapping[str, Any], unit: str = " %") -> str:
     """Mean ± std, both percent."""
     if accuracy.get("accuracy_mean") is None:
-        return "-"
+        return MISSING
     spread = accuracy.get("accuracy_std")
     return f"{accuracy['accuracy_mean']:.1f}" + (f" ± {spread:.1f}" if spread is not None else "") + unit
 
 
 def _number(value: float | None, places: int) -> str:
-    return "" if value is None else f"{value:,.{places}f}"
+    return MISSING if value is None else f"{value:,.{places}f}"
 
 
 def _count(count: int | None, what: str) -> str:

@@ -1,9 +1,11 @@
-"""Records that wait to be sent, in order: in memory and, so that they outlive the process, in a JSONL file."""
+"""Records that wait to be sent, in order: in a JSONL file, so that they outlive the process, or in memory."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +15,54 @@ Record = dict[str, Any]
 
 
 class Spool:
-    """A queue of JSON records; with a file, every record is written there before anything is sent.
+    """A queue of JSON records. With a file, the file is the queue: what another process left there is read too.
 
-    A record whose line was cut off by a kill is dropped: its step will be repeated. The file goes away when empty.
+    A record whose line a kill cut off is dropped: a resumed run repeats its step. The file goes away when empty.
     """
 
     def __init__(self, file: Path | None) -> None:
         self.file = file.absolute() if file is not None else None
-        self.records: list[Record] = []
-        if self.file is not None and self.file.exists():
-            self._load(self.file)
+        self._memory: list[Record] = []
+        self.read()
 
-    def __len__(self) -> int:
-        return len(self.records)
+    def read(self) -> list[Record]:
+        """Everything that waits.
+
+        Raises:
+            TrackingError: naming the line that is no JSON.
+        """
+        if self.file is None:
+            return list(self._memory)
+        if not self.file.exists():
+            return []
+        text = self.file.read_text(encoding="utf-8", errors="replace")
+        *lines, cut_off = text.split("\n")
+        records: list[Record] = []
+        for row, line in enumerate(lines, start=1):
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                raise TrackingError(f"spool {self.file}, line {row} is not JSON", "repair or remove the file") from None
+        if cut_off:
+            self.keep_only(records)
+        return records
 
     def append(self, record: Record) -> None:
         """Adds one record at the end."""
-        self.records.append(record)
-        if self.file is not None:
-            try:
-                self.file.parent.mkdir(parents=True, exist_ok=True)
-                with self.file.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(record) + "\n")
-            except OSError as error:
-                raise OutputError(f"spool {self.file} cannot be written: {error}", "free space or move it") from None
+        if self.file is None:
+            self._memory.append(record)
+            return
+        with self._writing(self.file):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
 
     def keep_only(self, records: list[Record]) -> None:
-        """Replaces what waits, in memory and in the file."""
-        self.records = records
+        """Replaces what waits."""
         if self.file is None:
+            self._memory = list(records)
             return
-        try:
+        with self._writing(self.file):
             if not records:
                 self.file.unlink(missing_ok=True)
                 return
@@ -53,16 +72,24 @@ class Spool:
                 stream.flush()
                 os.fsync(stream.fileno())
             beside.replace(self.file)
-        except OSError as error:
-            raise OutputError(f"spool {self.file} cannot be written: {error}", "free space or move it") from None
 
-    def _load(self, file: Path) -> None:
-        text = file.read_text(encoding="utf-8", errors="replace")
-        *lines, cut_off = text.split("\n")
-        for row, line in enumerate(lines, start=1):
-            try:
-                self.records.append(json.loads(line))
-            except ValueError:
-                raise TrackingError(f"spool {file}, line {row} is not JSON", "repair or remove the file") from None
-        if cut_off:
-            self.keep_only(self.records)
+    @contextmanager
+    def _writing(self, file: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"spool {file} cannot be written: {error}", "free space, or choose another folder"
+            ) from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"file": self.file, "waiting": self.read()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.file, self._memory = state["file"], state["waiting"]
+        if self.file is not None:
+            # On another machine the file does not exist; the store leaves out what arrives from both.
+            if self._memory and not self.file.exists():
+                for record in self._memory:
+                    self.append(record)
+            self._memory = []

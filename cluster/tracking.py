@@ -57,7 +57,7 @@ class MLflowTracker:
     Every call is first written to the spool, then sent: at most every `interval_s`, with each picture, and at close.
     While the store is away the spool grows and training goes on; at the next success everything is replayed in order,
     and what the store already has is left out, so it arrives once. A spool that is left behind is sent by the next
-    tracker with the same run and file. It connects on first use and reads the last logged steps then.
+    tracker with the same run and file: a worker's by the driver that pickled it. One process logs at a time. It connects on first use and reads the last logged steps then.
 
     Args:
         tracking_uri: a server or an SQLite file.
@@ -69,6 +69,12 @@ class MLflowTracker:
         TrackingError: from any call, when the store refuses (a deleted run); an outage is only logged.
     """
 
+    _client: MlflowClient | None
+    _logged: dict[str, int]  # last step in the store, by "metric NAME" and "image KEY"
+    _retry_at: float
+    _retry_s: float
+    _sent_at: float
+
     def __init__(
         self, tracking_uri: str, run_id: str, spool: str | Path | None = None, *, interval_s: float = 1.0
     ) -> None:
@@ -76,6 +82,7 @@ class MLflowTracker:
         self.run_id = run_id
         self.interval_s = interval_s
         self._spool = Spool(Path(spool) if spool is not None else None)
+        self._known = self.waiting
         self._queued: dict[str, int] = {}
         self._closed = False
         self._disconnect()
@@ -110,13 +117,13 @@ class MLflowTracker:
         deadline = time.monotonic() + CLOSE_PATIENCE_S
         while self.flush(at_once=True) and time.monotonic() < deadline:
             time.sleep(1.0)
-        if self.waiting:
-            logger.error("%d records of run %s wait in %s", self.waiting, self.run_id, self._spool.file or "memory")
+        if self._known:
+            logger.error("%d records of run %s wait in %s", self._known, self.run_id, self._spool.file or "memory")
 
     @property
     def waiting(self) -> int:
         """How many records are not sent yet."""
-        return len(self._spool)
+        return len(self._spool.read())
 
     def flush(self, *, at_once: bool = False) -> int:
         """Sends what waits; during an outage only after a pause, unless `at_once`.
@@ -124,24 +131,30 @@ class MLflowTracker:
         Returns:
             How many records still wait.
         """
-        if self.waiting and (at_once or time.monotonic() >= self._retry_at):
-            records = list(self._spool.records)
-            try:
-                with patience(retries=1, timeout_s=10):
-                    self._send(records)
-            except Exception as error:
-                if not isinstance(error, failures()):
-                    raise
-                self._pause(error)
-                if refused(error):
-                    raise TrackingError(
-                        f"MLflow at {shown(self.tracking_uri)} refuses run {self.run_id}: {first_line(error)}",
-                        f"{len(records)} records wait in {self._spool.file or 'memory'}; was the run deleted, or is"
-                        " the SQLite file on a disk that this worker does not see?",
-                    ) from None
-            finally:
-                self._spool.keep_only(records)
-        return self.waiting
+        if not at_once and time.monotonic() < self._retry_at:
+            return self._known
+        records = self._spool.read()
+        if len(records) != self._known:
+            self._client = None  # another process left some: ask again what the store has
+        if not records:
+            return 0
+        try:
+            with patience(retries=1, timeout_s=10):
+                self._send(records)
+        except Exception as error:
+            if not isinstance(error, failures()):
+                raise
+            self._pause(error)
+            if refused(error):
+                raise TrackingError(
+                    f"MLflow at {shown(self.tracking_uri)} refuses run {self.run_id}: {first_line(error)}",
+                    f"{len(records)} records wait in {self._spool.file or 'memory'}; was the run deleted, or is"
+                    " the SQLite file on a disk that this worker does not see?",
+                ) from None
+        finally:
+            self._spool.keep_only(records)
+            self._known = len(records)
+        return self._known
 
     def __getstate__(self) -> dict[str, Any]:
         self.flush()
@@ -149,11 +162,12 @@ class MLflowTracker:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._known = self.waiting
         self._disconnect()  # clocks and sockets of another process mean nothing here
 
     def _disconnect(self) -> None:
-        self._client: MlflowClient | None = None
-        self._logged: dict[str, int] = {}
+        self._client = None
+        self._logged = {}
         self._retry_at = 0.0
         self._retry_s = RETRY_S[0]
         self._sent_at = -math.inf
@@ -178,6 +192,7 @@ class MLflowTracker:
 
     def _add(self, record: Record) -> None:
         self._spool.append({**record, "time": round(time.time() * 1000)})
+        self._known += 1
 
     def _send(self, records: list[Record]) -> None:
         """Sends records in order and takes each from the list when it has arrived."""

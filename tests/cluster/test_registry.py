@@ -139,7 +139,7 @@ def test_what_is_unknown_is_answered_with_what_there_is(tracking_uri: str, name:
 
 
 @pytest.mark.parametrize(
-    "reference", ["", "../x", "/etc", "a/../b", "name/0", "name/-1", "name@", "name@1", "na me", "a..b", "x" * 200, "é"]
+    "reference", ["", "../x", "/etc", "a/../b", "name/0", "name/-1", "name@", "name@1", "na me", "x" * 200, "é"]
 )
 def test_a_reference_that_names_no_dataset_is_refused_before_asking(reference: str) -> None:
     with pytest.raises(DatasetError, match="dataset"):

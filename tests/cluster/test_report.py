@@ -37,9 +37,9 @@ def provenance() -> dict[str, Any]:
             "learners": 5,
             "accuracy_mean": 71.26,
             "accuracy_std": 0.84,
-            "validation_accuracy_mean": 70.0,
             "network": {"name": "convnet", "width": 128},
         },
+        "validation": {"accuracy_mean": 70.0},
         "controls": {
             "random_real": {"accuracy_mean": 50.0, "accuracy_std": 2.0, "bits_per_dim": 3.5},
             "jpeg_real": {"accuracy_mean": 41.0, "accuracy_std": 1.0, "bits_per_dim": 1.5},
@@ -97,6 +97,7 @@ def test_the_card_states_accuracy_with_spread_recipe_learners_and_controls() -> 
     assert "| real images, JPEG at the same bits | 41.0 ± 1.0 | 1.50 |" in text
     assert "k-means" not in text
     assert "5 freshly initialised networks (name convnet, width 128), recipe `dc`" in text
+    assert "Accuracy on the validation split: 70.0 %." in text
     assert "| bits per dim, real images | 3.50 |" in text
     assert "| bits of the whole set | 576 |" in text
     assert "| PNG bytes of the whole set | 12,345 |" in text
@@ -124,6 +125,17 @@ def test_a_card_of_a_dataset_with_little_provenance_has_no_holes(kept: list[str]
     assert not re.search(r"\bNone\b|\bnan\b|\{|\| \|$", text.split("```")[0])
     assert not re.search(r"\bNone\b|\bnan\b", text)
     assert "## Loading" in text
+
+
+def test_a_card_of_a_run_without_a_flow_speaks_of_png_bytes_alone() -> None:
+    bits = {"per_dim_before": None, "per_dim_after": None, "per_set": None, "png_bytes": 12345}
+    facts = {**provenance(), "flow": None, "bits": bits}
+    text = card(make_dataset(bits=None, bits_per_dim=None, provenance=facts), "digits")
+    assert "| **this dataset** | 71.3 ± 0.8 | - |" in text
+    assert "| PNG bytes of the whole set | 12,345 |" in text
+    assert "bits of the whole set" not in text
+    assert "bits.png" not in text
+    assert "code length" not in text
 
 
 def test_the_preview_shows_the_images_sorted_by_class() -> None:

@@ -25,6 +25,8 @@ from tests.test_tracking import TrackerContract, picture
 
 pytestmark = pytest.mark.mlflow
 
+UNREACHABLE = "http://127.0.0.1:9"  # the discard port: nothing listens
+
 
 def new_run(uri: str, identity: str = "", **settings: object) -> str:
     return open_run(
@@ -88,11 +90,8 @@ class TestMLflowTracker(TrackerContract):
     def test_a_store_that_comes_later_gets_everything_once_and_in_order(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        with socket.socket() as unused:
-            unused.bind(("127.0.0.1", 0))
-            nowhere = f"http://127.0.0.1:{unused.getsockname()[1]}"
         run_id = new_run(self.uri)
-        tracker = MLflowTracker(nowhere, run_id, tmp_path / "spool.jsonl")
+        tracker = MLflowTracker(UNREACHABLE, run_id, tmp_path / "spool.jsonl")
         tracker.params({"images_per_class": 1})
         for step in range(20):
             tracker.metrics({"loss": float(step), "bits": 1.0}, step)
@@ -103,14 +102,33 @@ class TestMLflowTracker(TrackerContract):
         assert copy.waiting == tracker.waiting == 23
         copy.tracking_uri = self.uri
         copy.close()
-        # The spool file still stands for the first tracker, which does not know that its copy got through.
-        tracker.tracking_uri = self.uri
-        tracker.flush(at_once=True)
         assert history(self.uri, run_id, "loss") == [(step, float(step)) for step in range(21)]
         assert len(history(self.uri, run_id, "bits")) == 20
         assert self.picture_steps(copy, "synthetic") == [19]
         assert connect(self.uri).get_run(run_id).data.params["images_per_class"] == "1"
         assert not (tmp_path / "spool.jsonl").exists()
+
+    def test_what_a_worker_could_not_send_is_sent_by_the_driver_that_made_the_tracker(self, tmp_path: Path) -> None:
+        driver = self.make(tmp_path)
+        assert isinstance(driver, MLflowTracker)
+        driver.metrics({"loss": 0.0}, 0)
+        worker: MLflowTracker = pickle.loads(pickle.dumps(driver))
+        worker.metrics({"loss": 1.0}, 1)
+        worker.flush()
+        worker.interval_s = 3600
+        worker.metrics({"loss": 2.0}, 2)
+        del worker
+        driver.close()
+        assert history(self.uri, driver.run_id, "loss") == [(0, 0.0), (1, 1.0), (2, 2.0)]
+        assert not (tmp_path / "spool.jsonl").exists()
+
+    def test_a_tracker_without_a_file_takes_what_waits_along_when_pickled(self, tmp_path: Path) -> None:
+        tracker = MLflowTracker(UNREACHABLE, new_run(self.uri))
+        tracker.metrics({"loss": 0.0}, 0)
+        copy: MLflowTracker = pickle.loads(pickle.dumps(tracker))
+        copy.tracking_uri = self.uri
+        copy.close()
+        assert history(self.uri, copy.run_id, "loss") == [(0, 0.0)]
 
     def test_a_run_that_was_deleted_is_an_error_and_its_records_stay_in_the_spool(self, tmp_path: Path) -> None:
         tracker = self.make(tmp_path)
@@ -118,7 +136,7 @@ class TestMLflowTracker(TrackerContract):
         connect(self.uri).delete_run(tracker.run_id)
         with pytest.raises(TrackingError, match="refuses run"):
             tracker.metrics({"loss": 1.0}, 0)
-        assert len(Spool(tmp_path / "spool.jsonl")) == 1
+        assert len(Spool(tmp_path / "spool.jsonl").read()) == 1
 
     def test_more_metrics_than_a_request_takes_arrive(self, tmp_path: Path) -> None:
         tracker = MLflowTracker(self.uri, new_run(self.uri), interval_s=3600)
@@ -228,7 +246,7 @@ def test_a_server_that_does_not_answer_is_named_at_once() -> None:
 
 def test_a_password_in_a_uri_is_not_repeated_in_the_error() -> None:
     with pytest.raises(TrackingError) as caught:
-        check_tracking("http://ann:secret@127.0.0.1:9")
+        check_tracking(UNREACHABLE.replace("//", "//ann:secret@"))
     assert "secret" not in str(caught.value)
 
 
