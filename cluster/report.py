@@ -17,7 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
-from condense.errors import OutputError
+from condense.errors import DatasetError, OutputError
 from condense.parquet import CondensedDataset, content_digest, write_dataset
 from condense.tracking import image_grid
 
@@ -84,10 +84,13 @@ def preview(dataset: CondensedDataset) -> bytes:
 
 def bits_figure(dataset: CondensedDataset) -> bytes:
     """A PNG of mean bits per dim by class, with the real images' mean where it is known."""
+    bits = dataset.bits_per_dim
+    if bits is None:
+        raise DatasetError("no flow measured the bits of this dataset", "condense bits measures them")
     from matplotlib.figure import Figure  # without pyplot there is no global state and no window
 
     classes = [index for index in range(len(dataset.class_names)) if bool((dataset.labels == index).any())]
-    heights = [float(dataset.bits_per_dim[dataset.labels == index].mean()) for index in classes]
+    heights = [float(bits[dataset.labels == index].mean()) for index in classes]
     figure = Figure(figsize=(min(4 + 0.35 * len(classes), 14), 3.5), layout="constrained")
     axes = figure.add_subplot()
     axes.bar(range(len(classes)), heights, color="#4477aa")

@@ -57,7 +57,8 @@ class MLflowTracker:
     Every call is first written to the spool, then sent: at most every `interval_s`, with each picture, and at close.
     While the store is away the spool grows and training goes on; at the next success everything is replayed in order,
     and what the store already has is left out, so it arrives once. A spool that is left behind is sent by the next
-    tracker with the same run and file: a worker's by the driver that pickled it. One process logs at a time. It connects on first use and reads the last logged steps then.
+    tracker with the same run and file: a worker's by the driver that pickled it. One process logs at a time. The
+    tracker connects on first use and reads the last logged steps then.
 
     Args:
         tracking_uri: a server or an SQLite file.
@@ -137,6 +138,7 @@ class MLflowTracker:
         if len(records) != self._known:
             self._client = None  # another process left some: ask again what the store has
         if not records:
+            self._known = 0
             return 0
         try:
             with patience(retries=1, timeout_s=10):
@@ -204,7 +206,7 @@ class MLflowTracker:
             if records[0]["kind"] == "metrics":
                 count = self._send_metrics(self._client, records)
             else:
-                self._send_one(self._client, records[0])
+                self._send_one(self._client, records[0], more=len(records) > 1)
                 count = 1
             del records[:count]
         self._retry_s = RETRY_S[0]
@@ -230,10 +232,12 @@ class MLflowTracker:
         self._logged.update({f"metric {name}": step for name, step in taken.items()})
         return count
 
-    def _send_one(self, client: MlflowClient, record: Record) -> None:
+    def _send_one(self, client: MlflowClient, record: Record, *, more: bool) -> None:
         if record["kind"] == "params":
             _log_params(client, self.run_id, record["values"])
         elif record["kind"] == "close":
+            if more:  # of a run that was resumed since
+                return
             client.set_terminated(self.run_id, record["status"], end_time=record["time"])
         else:
             name = f"image {_file_key(record['key'])}"

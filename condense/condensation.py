@@ -213,7 +213,9 @@ class _Run:
             sets["random_real"] = random
             sets["kmeans_real"] = controls.kmeans_real(self.real, self.classes, ipc, seed=seed)
             if after is not None:
-                sets["jpeg_real"], quality = controls.jpeg_at_bits(random, after, lambda part: self._mean_bits(part) or 0.0)
+                sets["jpeg_real"], quality = controls.jpeg_at_bits(
+                    random, after, lambda part: self._mean_bits(part) or 0.0
+                )
         evaluation = self._test(images, labels, test, "set", 0, 1 + len(sets))
         found: dict[str, Any] = {"evaluation": evaluation.description(), "controls": {}}
         for index, (name, part) in enumerate(sets.items()):
@@ -227,9 +229,7 @@ class _Run:
             found["controls"]["jpeg_real"]["quality"] = quality
         per_class = max(1, REAL_BITS_IMAGES // self.evaluator.classes)
         count = min(per_class, *(len(images) for images in self.real))
-        found["real_bits_per_dim"] = self._mean_bits(
-            controls.random_real(self.real, self.classes, count, seed=seed)
-        )
+        found["real_bits_per_dim"] = self._mean_bits(controls.random_real(self.real, self.classes, count, seed=seed))
         if self.first:
             final = {"test/accuracy": evaluation.mean, "test/accuracy_std": evaluation.std}
             final |= {f"test/{name}": control["accuracy_mean"] for name, control in found["controls"].items()}

@@ -18,7 +18,16 @@ from condense.sources import DataConfig
 from condense.synthetic import ImagesConfig
 
 # Keys that say where a run works and what it is called, not what it computes: they are not part of its identity.
-PLACES = ("output", "tracking_uri", "storage", "workers", "cpus_per_worker", "gpus_per_worker", "max_failures", "checkpoint_every")
+PLACES = (
+    "output",
+    "tracking_uri",
+    "storage",
+    "workers",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "max_failures",
+    "checkpoint_every",
+)
 
 
 class RunConfig(Settings):
@@ -80,8 +89,11 @@ class RunConfig(Settings):
         return settings.digest(values)[:16]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as they go into provenance and tracking."""
-        return self.model_dump(mode="json")
+        """Plain values, as they go into provenance and tracking: without the password that a URI may hold."""
+        values = self.model_dump(mode="json")
+        for key in ("tracking_uri", "storage", "source"):
+            values[key] = re.sub(r"//[^/@\s]*@", "//***@", values[key])
+        return values
 
     def dataset_name(self, source_name: str) -> str:
         """The registered name: `name`, or source and images per class."""

@@ -74,7 +74,7 @@ def jpeg_at_bits(images: Tensor, target: float, mean_bits: Callable[[Tensor], fl
     return jpeg(images, low), low
 
 
-def _through_jpeg(image: np.ndarray, quality: int) -> np.ndarray:  # type: ignore[type-arg]
+def _through_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
     buffer = io.BytesIO()
     pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="JPEG", quality=quality)

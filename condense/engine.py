@@ -126,7 +126,7 @@ class Engine:
         self.updates = outer_steps * self.match_steps
         self.device = synthetic.alpha.device
         self.stopwatch = Stopwatch(self.device)
-        self._sizes = torch.cat([torch.tensor([len(images)]) for images in real])
+        self._bad: str | None = None
 
     def outer_step(self, step: int) -> StepResult:
         """One fresh network: `match_steps` updates of the images, the network trained on them in between.
@@ -136,7 +136,7 @@ class Engine:
         """
         initialise_(self.network, seeding.generator(self.seed, "learner", step=step))
         self.network.requires_grad_(False)
-        totals = torch.zeros(2, dtype=torch.float64)
+        totals = torch.zeros(3, dtype=torch.float64)
         for match in range(self.match_steps):
             totals += self._update_images(step * self.match_steps + match)
             if match + 1 < self.match_steps:
@@ -144,11 +144,18 @@ class Engine:
                     self._train_learner_(step * self.match_steps + match)
         with self.stopwatch.part("communication"):
             totals = self.collective.sum_(totals.to(self.device)).cpu() / self.match_steps
+        if totals[2] > 0:  # summed over workers, so that all stop at the same step
+            whose = self._bad or "a class on another worker"
+            raise NonFiniteError(
+                f"the loss or gradient of {whose} is not finite at outer step {step}",
+                "lower images.learning_rate or bits_weight; the last checkpoint is intact",
+            )
         bits = float(totals[1]) if self.density is not None else math.nan
         return StepResult(float(totals[0]), bits)
 
     def _update_images(self, update: int) -> Tensor:
-        """One step of the image optimiser; the slice's share of (mean distance, mean bits per dim)."""
+        """One step of the image optimiser; the slice's share of (mean distance, mean bits per dim), and its classes
+        whose distance or gradient is not finite."""
         classes = self.synthetic.classes
         with self.stopwatch.part("real gradients"):
             target = self.objective.target(self.network, self._real_batch(update), classes)
@@ -162,12 +169,15 @@ class Engine:
             with self.stopwatch.part("bits"):
                 bits, bits_gradient = self._bits(self.density, images.detach(), update)
                 gradient = gradient.add_(bits_gradient, alpha=self.bits_weight)
-        self._check_finite(update, distances.detach(), gradient)
+        bad = ~(distances.detach().isfinite() & gradient.flatten(1).isfinite().all(1))
+        if bool(bad.any()):
+            self._bad = f"class {classes[bad].tolist()[0]}"
         with self.stopwatch.part("image update"):
             self.optimizer.param_groups[0]["lr"] = self._rate(update)
             (self.synthetic.alpha.grad,) = torch.autograd.grad(images, self.synthetic.alpha, gradient)
             self.optimizer.step()
-        return torch.stack([distances.detach().sum() / self.class_count, bits]).double().cpu()
+        share = distances.detach().sum() / self.class_count
+        return torch.stack([share, bits, bad.sum()]).double().cpu()
 
     def _real_batch(self, update: int) -> Tensor:
         """(C, B, channels, H, W), normalised: a random batch of each class, with replacement only if B > n_c."""
@@ -202,15 +212,6 @@ class Engine:
             gradients.append(torch.autograd.grad(bits, leaf)[0])
             total = total + bits.detach()
         return total, torch.cat(gradients).view_as(images)
-
-    def _check_finite(self, update: int, distances: Tensor, gradient: Tensor) -> None:
-        finite = distances.isfinite() & gradient.flatten(1).isfinite().all(1)
-        if not bool(finite.all()):
-            bad = self.synthetic.classes[~finite].tolist()
-            raise NonFiniteError(
-                f"the loss or gradient of class {bad[0]} is not finite at outer step {update // self.match_steps}",
-                "lower images.learning_rate or bits_weight; the last checkpoint is intact",
-            )
 
     def _rate(self, update: int) -> float:
         if not self.decays:

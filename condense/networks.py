@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -63,7 +64,7 @@ class MLP(nn.Module):
     def __init__(self, shape: tuple[int, int, int], classes: int, *, width: int, depth: int) -> None:
         super().__init__()
         sizes = [math.prod(shape), *[width] * depth, classes]
-        self.layers = nn.ModuleList(skip_init(nn.Linear, a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(skip_init(nn.Linear, a, b) for a, b in pairwise(sizes))
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) normalised images to (N, classes) logits."""

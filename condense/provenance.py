@@ -59,7 +59,7 @@ def versions() -> dict[str, str]:
 def git_revision() -> str | None:
     """Revision of the checkout that this code runs from, "-dirty" where it was changed; None if installed."""
     try:
-        found = subprocess.run(  # noqa: S603
+        found = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],  # noqa: S607
             cwd=Path(__file__).parent,
             capture_output=True,
@@ -80,4 +80,3 @@ def cost(
         return None, None, png_bytes(images)
     report = measure(density, images, seed=seed, device=device)
     return report.bits, report.bits_per_dim, report.png_bytes
-

@@ -52,7 +52,9 @@ def validate(model: type[S], values: dict[str, Any], *, where: str) -> S:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "(top level)"
         if first["type"] == "extra_forbidden":
-            raise ConfigError(f"{where}: unknown key {key!r}", _nearest(model, [str(p) for p in first["loc"]])) from None
+            raise ConfigError(
+                f"{where}: unknown key {key!r}", _nearest(model, [str(p) for p in first["loc"]])
+            ) from None
         remedy = "" if first["type"] == "missing" else f"got {first['input']!r}"
         raise ConfigError(f"{where}: key {key!r}: {first['msg']}", remedy) from None
 
@@ -71,7 +73,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if loaded is None:
         return {}
     if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
-        raise ConfigError(f"config file {path} holds no mapping of keys to values", "write lines such as source: digits")
+        raise ConfigError(
+            f"config file {path} holds no mapping of keys to values", "write lines such as source: digits"
+        )
     return loaded
 
 

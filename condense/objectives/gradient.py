@@ -1,6 +1,8 @@
 """Gradient matching (DC): the synthetic images of a class should move a network as its real images do.
 
-Zhao, Mopuri, Bilen 2021, eq. 9 and 10:  D_c = sum over weights W, output rows r of  1 - cos(dL/dW_r (real), dL/dW_r (syn))
+Zhao, Mopuri, Bilen 2021, eq. 9 and 10, with G the gradient of a weight W on one class, r its output rows:
+
+    D_c = sum over W, r of  1 - cos(G_r(real), G_r(synthetic))
 
 Per-class gradients without a network copy per class: with the input a and the output gradient g of a layer, the
 weight gradient of class c needs only the images of class c, so one pass through the network gives a and g for all
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.grad import conv2d_weight
 
 from condense.errors import ConfigError
 
@@ -44,7 +47,7 @@ class _ConvolutionGradient(torch.autograd.Function):
         ctx.classes, ctx.padding = classes, padding
         grouped_in, grouped_out = _classes_as_groups(inputs, classes), _classes_as_groups(gradients, classes)
         shape = (grouped_out.shape[1], inputs.shape[1], *kernel)
-        weight = nn.grad.conv2d_weight(grouped_in, shape, grouped_out, padding=padding, groups=classes)
+        weight = conv2d_weight(grouped_in, shape, grouped_out, padding=padding, groups=classes)
         return weight.view(classes, gradients.shape[1], *shape[1:])
 
     @staticmethod
@@ -99,7 +102,10 @@ def class_gradients(network: nn.Module, images: Tensor, classes: Tensor, *, crea
             logits = network(images.flatten(0, 1))
             labels = classes.repeat_interleave(per_class)
             # The sum over classes of each class's mean: its gradient at an image is that of its own class's loss.
-            loss = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="sum") / per_class
+            loss = (
+                F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="sum")
+                / per_class
+            )
             outputs = [output for _, _, output in captured]
             gradients = torch.autograd.grad(loss, outputs, create_graph=create_graph)
     finally:
@@ -185,8 +191,6 @@ class GradientMatching:
         """Distances (C,) between real (C, B, ...) and synthetic (C, ipc, ...) images of the same classes."""
         return self.distances(network, self.target(network, real, classes), synthetic, classes)
 
-    def distances(
-        self, network: nn.Module, target: ClassGradients, synthetic: Tensor, classes: Tensor
-    ) -> Tensor:
+    def distances(self, network: nn.Module, target: ClassGradients, synthetic: Tensor, classes: Tensor) -> Tensor:
         """Distances (C,) of the synthetic images (C, ipc, channels, H, W) to the target; differentiable in them."""
         return self.distance(target, class_gradients(network, synthetic, classes, create_graph=True))

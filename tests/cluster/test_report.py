@@ -127,10 +127,13 @@ def test_a_card_of_a_dataset_with_little_provenance_has_no_holes(kept: list[str]
     assert "## Loading" in text
 
 
-def test_a_card_of_a_run_without_a_flow_speaks_of_png_bytes_alone() -> None:
+def test_a_card_of_a_run_without_a_flow_speaks_of_png_bytes_alone(tmp_path: Path) -> None:
     bits = {"per_dim_before": None, "per_dim_after": None, "per_set": None, "png_bytes": 12345}
     facts = {**provenance(), "flow": None, "bits": bits}
-    text = card(make_dataset(bits=None, bits_per_dim=None, provenance=facts), "digits")
+    dataset = make_dataset(bits=None, bits_per_dim=None, provenance=facts)
+    folder = write_folder(tmp_path / "digits", dataset)
+    assert sorted(file.name for file in folder.iterdir()) == ["README.md", "data.parquet", "preview.png"]
+    text = card(dataset, "digits")
     assert "| **this dataset** | 71.3 ± 0.8 | - |" in text
     assert "| PNG bytes of the whole set | 12,345 |" in text
     assert "bits of the whole set" not in text

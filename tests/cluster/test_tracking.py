@@ -122,6 +122,16 @@ class TestMLflowTracker(TrackerContract):
         assert history(self.uri, driver.run_id, "loss") == [(0, 0.0), (1, 1.0), (2, 2.0)]
         assert not (tmp_path / "spool.jsonl").exists()
 
+    def test_an_end_that_waited_until_the_run_was_resumed_does_not_end_it(self, tmp_path: Path) -> None:
+        run_id = new_run(self.uri)
+        spool = Spool(tmp_path / "spool.jsonl")
+        spool.append({"kind": "metrics", "step": 0, "values": {"loss": 0.0}, "time": 1})
+        spool.append({"kind": "close", "status": "FAILED", "time": 2})
+        resumed = MLflowTracker(self.uri, run_id, tmp_path / "spool.jsonl")
+        resumed.metrics({"loss": 1.0}, 1)
+        assert self.rows(resumed, "loss") == [(0, 0.0), (1, 1.0)]
+        assert connect(self.uri).get_run(run_id).info.status == "RUNNING"
+
     def test_a_tracker_without_a_file_takes_what_waits_along_when_pickled(self, tmp_path: Path) -> None:
         tracker = MLflowTracker(UNREACHABLE, new_run(self.uri))
         tracker.metrics({"loss": 0.0}, 0)

@@ -1,0 +1,289 @@
+"""The front door. Each command imports the layer that it starts; no command holds logic of its own."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from condense.errors import CondenseError, ConfigError
+
+app = typer.Typer(
+    name="condense",
+    help="Turn an image dataset into a tiny synthetic one that trains a network nearly as well and costs few bits.",
+    epilog="Start with: condense run examples/quickstart.yaml",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+datasets = typer.Typer(help="List, show and download registered condensed datasets.", no_args_is_help=True)
+flows = typer.Typer(help="Train and list flows, the yardsticks that bits are measured with.", no_args_is_help=True)
+app.add_typer(datasets, name="datasets")
+app.add_typer(flows, name="flow")
+
+STORE = "sqlite:///mlflow.db"
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings as key=value; nested keys with dots.", metavar="[KEY=VALUE]...")
+]
+Tracking = Annotated[str, typer.Option("--tracking-uri", help="MLflow server or SQLite file.")]
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False) -> None:
+    """Options of every command."""
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="YAML file, such as examples/quickstart.yaml.")],
+    overrides: Overrides = None,
+) -> None:
+    """Condense a dataset: train, evaluate, write the Parquet, register a version in MLflow.
+
+    Interrupted? Run the same command again: it goes on from the last checkpoint.
+    """
+    from condense import console
+    from condense.condensation import Progress
+    from condense.config import RunConfig
+    from condense.settings import resolve
+
+    resolved = resolve(RunConfig, config, overrides or [])
+    alone = resolved.workers == 0 and (resolved.tracking_uri == "none" or not find_spec("mlflow"))
+    if alone and "tracking_uri" in resolved.model_fields_set and resolved.tracking_uri != "none":
+        raise ConfigError(
+            f"tracking_uri is {resolved.tracking_uri!r} and mlflow is not installed",
+            "pip install 'condense-service[cluster]', or set tracking_uri=none",
+        )
+    console.show_config(f"condense run {config}", resolved.as_dict())
+    with console.progress_shown() as show:
+
+        def progress(at: Progress) -> None:
+            show(at.stage, at.done, at.total, at.values)
+
+        if alone:
+            from condense import local
+
+            dataset, path = local.run(resolved, progress)
+            finished = None
+        else:
+            from cluster import run as tracked
+
+            finished = tracked.run(resolved, progress)
+            dataset, path = finished.dataset, finished.folder / "data.parquet"
+    console.show_result(dataset.provenance, len(dataset.class_names), len(dataset.images))
+    console.out.print(f"dataset  {path}")
+    if finished is not None and finished.version is not None:
+        from cluster import registry
+
+        version = finished.version
+        uri = "" if resolved.tracking_uri == STORE else f" --tracking-uri {resolved.tracking_uri}"
+        console.out.print(f"version  {version.name}/{version.version} (MLflow run {finished.run_id})")
+        console.out.print(f"download condense datasets download {version.name}/{version.version} -o DIR{uri}")
+        console.out.print(
+            f"compare  condense ui{uri}, then {registry.compare_url(resolved.tracking_uri, [version.run_id])}"
+        )
+    console.out.print(f"again    condense evaluate {path}")
+
+
+@app.command()
+def evaluate(
+    dataset: Annotated[str, typer.Argument(help="A condensed Parquet file or folder, or NAME[@alias|/version].")],
+    source: Annotated[str | None, typer.Option(help="Where the real data is now.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="dc or dsa; the file's own by default.")] = None,
+    learners: Annotated[int | None, typer.Option(min=1, help="Fresh networks to train.")] = None,
+    tracking_uri: Tracking = STORE,
+) -> None:
+    """Train fresh networks on a condensed dataset and compare with the accuracy that its card states."""
+    from condense import console
+    from condense.allocator import keep_memory
+    from condense.evaluation import RECIPES
+    from condense.reproduce import evaluate_dataset
+
+    if recipe is not None and recipe not in RECIPES:
+        raise ConfigError(f"unknown recipe {recipe!r}", "one of: " + ", ".join(RECIPES))
+    keep_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        found = evaluate_dataset(
+            _condensed(dataset, tracking_uri, Path(folder)), source=source, recipe=recipe, learners=learners
+        )
+    measured = found.evaluation
+    console.out.print(
+        f"test accuracy {measured.mean:.2f} ± {measured.std:.2f} % ({measured.recipe.name}, "
+        f"{len(measured.accuracies)} learners); stated {found.stated_mean:.2f} ± {found.stated_std:.2f} %"
+    )
+    if found.same_recipe:
+        same = abs(measured.mean - found.stated_mean) < 1e-6
+        console.out.print("reproduced exactly" if same else "not the same numbers: other hardware or versions?")
+
+
+@app.command()
+def bits(
+    what: Annotated[str, typer.Argument(help="A condensed file or folder, or a source (digits, parquet:FILE ...).")],
+    flow: Annotated[str, typer.Option(help="A shipped flow, a file, or auto.")] = "auto",
+    split: Annotated[str, typer.Option(help="Of a source: train, validation or test.")] = "train",
+    limit: Annotated[int, typer.Option(min=1, help="Images measured of a source.")] = 500,
+    draws: Annotated[int, typer.Option(min=1, help="Dequantisation draws per image.")] = 1,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    tracking_uri: Tracking = STORE,
+) -> None:
+    """Bits per dimension, bits and PNG bytes of a condensed dataset or of real images."""
+    from condense import console
+    from condense.flow.bits import measure
+    from condense.flow.store import flow_for, load_flow
+    from condense.sources import FORMS, DataConfig, open_source
+
+    if Path(what).exists() or what.partition(":")[0] not in FORMS.replace(":", " ").replace(",", " ").split():
+        with tempfile.TemporaryDirectory() as folder:
+            read = _condensed(what, tracking_uri, Path(folder))
+        images, labels, names = read.images, read.labels, read.class_names
+    else:
+        if split not in ("train", "validation", "test"):
+            raise ConfigError(f"unknown split {split!r}", "one of: train, validation, test")
+        import torch
+
+        loaded = open_source(what, DataConfig(), seed=seed).load(split)  # type: ignore[arg-type]
+        chosen = torch.randperm(len(loaded.labels), generator=torch.Generator().manual_seed(seed))[:limit]
+        images, labels, names = loaded.images[chosen], loaded.labels[chosen], loaded.class_names
+    shape = (images.shape[1], images.shape[2], images.shape[3])
+    name = flow_for(shape) if flow == "auto" else flow
+    report = measure(load_flow(name), images, seed=seed, draws=draws)
+    error = "" if report.standard_error is None else f", Monte-Carlo error {report.standard_error:.4f}"
+    console.show_bits(
+        f"{what} under {name} ({report.digest[:12]}), {draws} draw{'s' * (draws > 1)}{error}",
+        report.bits_per_dim,
+        report.bits,
+        report.png_bytes,
+        labels,
+        names,
+    )
+
+
+@app.command()
+def ui(
+    tracking_uri: Tracking = STORE,
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 5000,
+    host: Annotated[str, typer.Option(help="Loopback unless you say otherwise.")] = "127.0.0.1",
+    open_browser: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
+) -> None:
+    """Compare condensed datasets in MLflow's UI."""
+    from cluster.ui import serve
+    from condense import console
+
+    serve(tracking_uri, host=host, port=port, open_browser=open_browser, announce=console.out.print)
+
+
+@datasets.command("list")
+def list_(tracking_uri: Tracking = STORE) -> None:
+    """Every version of every condensed dataset."""
+    from cluster.registry import list_datasets
+    from condense import console
+
+    rows = [
+        (
+            version.reference,
+            ", ".join(version.aliases),
+            *(
+                version.tags.get(key, "-")
+                for key in ("images_per_class", "bits_weight", "bits_per_dim", "validation_accuracy", "test_accuracy")
+            ),
+        )
+        for version in list_datasets(tracking_uri)
+    ]
+    if not rows:
+        console.out.print("no condensed datasets yet; make one with: condense run examples/quickstart.yaml")
+        return
+    columns = ("dataset", "alias", "ipc", "bits_weight", "bits/dim", "validation %", "test %")
+    console.show_rows(tracking_uri, columns, rows)
+
+
+@datasets.command()
+def show(
+    reference: Annotated[str, typer.Argument(help="NAME[@alias|/version]")], tracking_uri: Tracking = STORE
+) -> None:
+    """One version: its tags and aliases."""
+    from cluster import registry
+    from condense import console
+
+    version = registry.show(tracking_uri, reference)
+    rows = [("aliases", ", ".join(version.aliases)), ("run", version.run_id), *sorted(version.tags.items())]
+    console.show_rows(version.reference, ("key", "value"), rows)
+
+
+@datasets.command()
+def download(
+    reference: Annotated[str, typer.Argument(help="NAME[@alias|/version]")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write to.")] = Path(),
+    force: Annotated[bool, typer.Option(help="Replace files that differ.")] = False,
+    tracking_uri: Tracking = STORE,
+) -> None:
+    """Bring a version's Parquet, card and pictures to a folder, byte for byte."""
+    from cluster import registry
+    from condense import console
+
+    console.out.print(str(registry.download(tracking_uri, reference, out, force=force)))
+
+
+@flows.command("list")
+def list_flows() -> None:
+    """The flows that ship with Condense, and what their cards say."""
+    from condense import console
+    from condense.flow.store import load_card, shipped_flows
+
+    for name in shipped_flows():
+        console.show_config(name, load_card(name))
+
+
+@flows.command()
+def fit(
+    config: Annotated[Path, typer.Argument(help="YAML recipe, such as examples/flow-rgb32.yaml.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint beside the output.")] = False,
+) -> None:
+    """Train a flow on a dataset of yours, with progress and exact resume."""
+    from condense import console
+    from condense.allocator import keep_memory
+    from condense.flow.fit import FitProgress, FlowFitConfig
+    from condense.flow.fit import fit as train
+    from condense.settings import resolve
+
+    resolved = resolve(FlowFitConfig, config, overrides or [])
+    console.show_config(f"condense flow fit {config}", resolved.model_dump(mode="json"))
+    keep_memory()
+    with console.progress_shown() as shown:
+
+        def progress(at: FitProgress) -> None:
+            values = {"bits_per_dim": at.bits_per_dim} | ({} if at.held_out is None else {"held_out": at.held_out})
+            shown("fitting", at.step, at.steps, values)
+
+        result = train(resolved, resume=resume, progress=progress)
+    console.show_config(f"flow {result.path} ({result.digest[:12]})", result.card)
+    console.out.print(f"use it with: condense run CONFIG flow={result.path}")
+
+
+def _condensed(reference: str, tracking_uri: str, folder: Path):  # type: ignore[no-untyped-def]
+    """The condensed dataset in a file, a folder, or the registry."""
+    from condense.parquet import read_dataset
+
+    path = Path(reference)
+    if not path.exists() and path.suffix != ".parquet" and find_spec("mlflow"):
+        from cluster import registry
+
+        path = registry.download(tracking_uri, reference, folder)
+    return read_dataset(path / "data.parquet" if path.is_dir() else path)
+
+
+def main() -> None:
+    """Runs the command line; an expected error is one message and exit code 2."""
+    try:
+        app()
+    except CondenseError as error:
+        if "--debug" in sys.argv:
+            raise
+        from condense import console
+
+        console.show_error(error)
+        sys.exit(2)

@@ -1,0 +1,125 @@
+"""What a person sees in a terminal: progress, result tables, one-line errors."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+LOG_LINE_EVERY_S = 10.0  # in a job log, which is no terminal
+
+
+def show_config(title: str, values: Mapping[str, Any]) -> None:
+    """The resolved settings as YAML."""
+    out.print(f"[bold]{title}[/bold]")
+    out.print(yaml.safe_dump(dict(values), sort_keys=False).rstrip(), style="dim", markup=False)
+
+
+@contextmanager
+def progress_shown() -> Iterator[Callable[[str, int, int, Mapping[str, float]], None]]:
+    """A function (stage, done, total, values) that shows progress: a bar, or a line now and then in a log."""
+    if not out.is_terminal:
+        last = ("", 0.0)
+
+        def line(stage: str, done: int, total: int, values: Mapping[str, float]) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if stage != last[0] or now - last[1] > LOG_LINE_EVERY_S or done == total:
+                out.print(f"{stage} {done}/{total} {_numbers(values)}".rstrip(), markup=False)
+                last = (stage, now)
+                sys.stdout.flush()
+
+        yield line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("[dim]{task.fields[numbers]}"), console=out) as bars:
+        task = bars.add_task("starting workers", total=None, numbers="")
+        shown: dict[str, float] = {}
+
+        def bar(stage: str, done: int, total: int, values: Mapping[str, float]) -> None:
+            shown.update(values)
+            bars.update(task, description=stage, completed=done, total=total, numbers=_numbers(shown))
+
+        yield bar
+
+
+def _numbers(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items() if not name.startswith("seconds/"))
+
+
+def show_result(facts: Mapping[str, Any], class_count: int, images: int) -> None:
+    """The table at the end of a run."""
+    evaluation, bits = facts["evaluation"], facts["bits"]
+    table = Table(title=f"{images} images, {class_count} classes", title_justify="left")
+    table.add_column("trained on")
+    table.add_column(f"test accuracy % ({evaluation['recipe']}, {evaluation['learners']} learners)", justify="right")
+    table.add_column("bits per dim", justify="right")
+    table.add_row("condensed set", _accuracy(evaluation), _optional(bits["per_dim_after"]), style="bold")
+    for name, control in facts["controls"].items():
+        quality = f" (quality {control['quality']})" if "quality" in control else ""
+        table.add_row(name.replace("_", " ") + quality, _accuracy(control), _optional(control["bits_per_dim"]))
+    out.print(table)
+    out.print(
+        f"bits per dim: real {_optional(bits['per_dim_before'])} -> condensed {_optional(bits['per_dim_after'])}; "
+        f"whole set {_optional(bits['per_set'], 0)} bits, {bits['png_bytes']} PNG bytes; {facts['seconds']:.0f} s",
+    )
+
+
+def _accuracy(found: Mapping[str, float]) -> str:
+    return f"{found['accuracy_mean']:.1f} ± {found['accuracy_std']:.1f}"
+
+
+def _optional(value: float | None, places: int = 2) -> str:
+    return "-" if value is None else f"{value:,.{places}f}"
+
+
+def show_bits(
+    title: str, bits_per_dim: torch.Tensor, bits: torch.Tensor, png: torch.Tensor, labels: torch.Tensor, names: Any
+) -> None:
+    """Bits per class and in all."""
+    table = Table(title=title, title_justify="left")
+    for column in ("class", "images", "bits per dim", "min", "max", "bits per image", "PNG bytes per image"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    rows = [(str(name), labels == label) for label, name in enumerate(names)]
+    if len(names) > 1:
+        rows.append(("all", torch.ones_like(labels, dtype=torch.bool)))
+    for name, mask in rows:
+        if not bool(mask.any()):
+            continue
+        own = bits_per_dim[mask]
+        table.add_row(
+            name,
+            str(int(mask.sum())),
+            f"{float(own.mean()):.3f}",
+            f"{float(own.min()):.3f}",
+            f"{float(own.max()):.3f}",
+            f"{float(bits[mask].mean()):.0f}",
+            f"{float(png[mask].double().mean()):.0f}",
+            style="bold" if name == "all" else None,
+        )
+    out.print(table)
+
+
+def show_rows(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """A plain table."""
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def show_error(error: Exception) -> None:
+    """One clear message on standard error."""
+    err.print("[bold red]error[/bold red] ", end="")
+    err.print(str(error), markup=False)

@@ -1,0 +1,72 @@
+"""A run in this process: no Ray, and no tracking server unless the caller brings a tracker."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from condense.allocator import keep_memory
+from condense.checkpoints import LocalCheckpoints
+from condense.collective import Alone
+from condense.condensation import Progress, Surroundings, condense, open_checked
+from condense.config import RunConfig
+from condense.errors import OutputError
+from condense.parquet import CondensedDataset, write_dataset
+from condense.tracking import NullTracker, Tracker
+
+PARQUET = "data.parquet"
+
+
+def run(config: RunConfig, progress: Callable[[Progress], None]) -> tuple[CondensedDataset, Path]:
+    """Condenses and writes the Parquet; the dataset and the file.
+
+    Raises:
+        CondenseError: before any work where the data, the flow or the output folder is wrong.
+    """
+    check_writable(config.output)
+    source, _ = open_checked(config)
+    dataset = condense_here(config, NullTracker(), progress)
+    folder = folder_of(config, source.name)
+    path = write_dataset(folder / PARQUET, dataset)
+    forget_checkpoints(config)
+    return dataset, path
+
+
+def condense_here(config: RunConfig, tracker: Tracker, progress: Callable[[Progress], None]) -> CondensedDataset:
+    """`condense` on this machine's GPU if it has one, else its CPU, with checkpoints under `storage`."""
+    keep_memory()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    checkpoints = LocalCheckpoints(Path(config.storage) / run_name(config))
+    return condense(config, Surroundings(Alone(), tracker, checkpoints, progress, device))
+
+
+def run_name(config: RunConfig) -> str:
+    """The name under which a run keeps its checkpoints: a changed config never finds another's."""
+    return f"condense-{config.identity()}"
+
+
+def folder_of(config: RunConfig, source_name: str) -> Path:
+    """Where a run's dataset goes: no other config writes there."""
+    return config.output / f"{config.dataset_name(source_name)}-{config.identity()[:8]}"
+
+
+def forget_checkpoints(config: RunConfig) -> None:
+    """Removes the checkpoints of a run whose dataset is written."""
+    shutil.rmtree(Path(config.storage) / run_name(config), ignore_errors=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises OutputError unless files can be made in `folder`; makes it where it does not exist."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"output folder {folder} cannot be written: {os.strerror(error.errno or 0)}", "set output=FOLDER"
+        ) from None

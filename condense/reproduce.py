@@ -1,0 +1,79 @@
+"""Training again from a condensed file alone, to hold it against the accuracy that its card states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from condense.collective import Alone
+from condense.config import RunConfig
+from condense.errors import DatasetError
+from condense.evaluation import RECIPES, Evaluation, Evaluator, Normalisation
+from condense.networks import NetworkConfig
+from condense.parquet import CondensedDataset
+from condense.settings import validate
+from condense.sources import open_source
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """An evaluation of a file, and the one that the file states."""
+
+    evaluation: Evaluation
+    stated_mean: float
+    stated_std: float
+    same_recipe: bool
+
+
+def evaluate_dataset(
+    dataset: CondensedDataset,
+    *,
+    source: str | None = None,
+    recipe: str | None = None,
+    learners: int | None = None,
+) -> Reproduction:
+    """Trains fresh learners on the file's images and tests them on the test split of its source.
+
+    Args:
+        dataset: as `read_dataset` gives it.
+        source: where the real data is now; None looks where the run found it.
+        recipe: another evaluation recipe; None takes the stated one.
+        learners: another number of learners; the first ones are the run's own.
+
+    Raises:
+        DatasetError: the file does not say how it was made.
+        SourceError: its test data is not where it was.
+    """
+    facts = dataset.provenance
+    try:
+        stated = facts["evaluation"]
+        values: dict[str, Any] = facts["config"] | ({"source": source} if source else {})
+        normalisation = Normalisation(tuple(facts["normalisation"]["mean"]), tuple(facts["normalisation"]["std"]))
+        config = validate(RunConfig, values, where="the file's config")
+        network = validate(NetworkConfig, stated["network"], where="the file's network")
+        seed = int(stated["seed"])
+    except (KeyError, TypeError) as error:
+        raise DatasetError(
+            f"the file does not say how it is evaluated: {error} is missing", "write it with `condense run`"
+        ) from None
+    test = open_source(config.source, config.data, seed=config.seed).load("test")
+    if test.class_names != dataset.class_names:
+        raise DatasetError(
+            f"the file's classes are {dataset.class_names[:5]}..., the source's {test.class_names[:5]}...",
+            "pass the source that the set was condensed from with --source",
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = RECIPES[recipe or stated["recipe"]]
+    evaluator = Evaluator(chosen, network, len(dataset.class_names), normalisation, seed, flip=config.evaluation.flip)
+    evaluation = evaluator.evaluate(
+        dataset.images.to(device),
+        dataset.labels.to(device),
+        test.images.to(device),
+        test.labels.to(device),
+        learners=learners or stated["learners"],
+        collective=Alone(),
+    )
+    same = chosen.name == stated["recipe"] and learners in (None, stated["learners"])
+    return Reproduction(evaluation, stated["accuracy_mean"], stated["accuracy_std"], same)
