@@ -23,7 +23,7 @@ from condense.errors import CheckpointError, NonFiniteError
 from condense.flow.bits import bits_per_dim, measure
 from condense.flow.glow import Flow, FlowDescription
 from condense.flow.mixture import Augmentation, Mixture, random_batch
-from condense.flow.store import read_tensors, save_flow, write_tensors
+from condense.flow.store import check_writable, read_tensors, save_flow, write_tensors
 from condense.pixels import dequantise
 from condense.seeding import generator
 from condense.settings import Settings
@@ -46,7 +46,7 @@ class FlowFitConfig(Settings):
 
     steps: int = Field(4000, ge=1)
     batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(1e-2, gt=0)
+    learning_rate: float = Field(5e-3, gt=0)
     schedule: Literal["cosine", "constant"] = "cosine"  # to zero at the last step
     warmup_steps: int = Field(50, ge=0)
     # Of the loss in bits per dimension; larger gradients are scaled down. Usual norms are near 15: this is for spikes,
@@ -125,8 +125,10 @@ def fit(
         SourceError: data that is missing, damaged, constant, or of fewer channels than the flow.
         CheckpointError: a damaged checkpoint, or one of another config.
         NonFiniteError: the loss stopped being a number; names the step.
+        OutputError: the output's folder cannot be written; found out before training.
     """
     started = time.process_time()
+    check_writable(config.output)
     mixture = _open_mixture(config)
     train, held_out = mixture.train(), mixture.validation(config.evaluation_images)
     state = _fresh(config, train, device)
@@ -198,7 +200,7 @@ def _step_(state: _State, config: FlowFitConfig, train: Tensor, device: torch.de
     for group in state.optimiser.param_groups:
         group["lr"] = rate
     state.optimiser.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     norm = float(torch.nn.utils.clip_grad_norm_(state.flow.parameters(), config.gradient_norm))
     if not math.isfinite(norm):
         raise NonFiniteError(f"{config.name}: the gradient at step {state.step} is {norm}", "lower learning_rate")

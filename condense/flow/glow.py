@@ -72,6 +72,7 @@ class Level(nn.Module):
 
     @property
     def steps(self) -> list[Step]:
+        """The K steps, first applied first."""
         return cast(list[Step], list(self._steps))
 
 

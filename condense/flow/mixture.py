@@ -12,7 +12,7 @@ from torch import Tensor
 from condense.errors import ConfigError, SourceError
 from condense.pixels import to_float, to_uint8
 from condense.seeding import generator
-from condense.sources import DataConfig, LabelledImages, class_digests, combine_digests, open_source
+from condense.sources import DataConfig, DataSource, LabelledImages, class_digests, combine_digests, open_source
 
 Augmentation = Literal["none", "flip", "crop-flip"]
 
@@ -37,33 +37,39 @@ class Mixture:
         if not specs:
             raise ConfigError("source names no dataset", "give one spec or a list of them")
         self._channels, self._seed = channels, seed
-        self._sources = {spec: open_source(spec, data, seed=seed) for spec in specs}
+        self._sources: dict[str, tuple[str, DataSource]] = {}  # by a name that no other has
+        for spec in specs:
+            source = open_source(spec, data, seed=seed)
+            taken = sum(other.name == source.name for _, other in self._sources.values())
+            self._sources[f"{source.name}-{taken + 1}" if taken else source.name] = (spec, source)
         self.digests: dict[str, str] = {}  # of each source's train images, once they are loaded
 
     def train(self) -> Tensor:
         """uint8 (N, C, H, W); raises SourceError where all are of one grey level."""
         parts = []
-        for spec, source in self._sources.items():
+        for name, (spec, source) in self._sources.items():
             loaded = source.load("train")
-            self.digests[source.name] = combine_digests(class_digests(loaded))
+            self.digests[name] = combine_digests(class_digests(loaded))
             parts.append(self._images(loaded, spec))
         images = torch.cat(parts)
         flat = images.flatten(1)
         if bool((flat == flat[:, :1]).all()):
+            specs = ", ".join(spec for spec, _ in self._sources.values())
             raise SourceError(
-                f"every image of {', '.join(self._sources)} is of one grey level: there is no density to learn",
+                f"every image of {specs} is of one grey level: there is no density to learn",
                 "check the files, and that the right column or folder is read",
             )
         return images
 
     def validation(self, count: int) -> Tensor:
         """At most `count` seeded images of the validation splits: uint8 (N, C, H, W)."""
-        images = torch.cat([self._images(source.load("validation"), spec) for spec, source in self._sources.items()])
+        parts = [self._images(source.load("validation"), spec) for spec, source in self._sources.values()]
+        images = torch.cat(parts)
         return images[torch.randperm(len(images), generator=generator(self._seed, "flow-evaluation"))[:count]]
 
     def tests(self) -> dict[str, Tensor]:
         """The test split of each source by its name, uint8 (N, C, H, W); read for the card, never to choose."""
-        return {source.name: self._images(source.load("test"), spec) for spec, source in self._sources.items()}
+        return {name: self._images(source.load("test"), spec) for name, (spec, source) in self._sources.items()}
 
     def _images(self, loaded: LabelledImages, spec: str) -> Tensor:
         return to_channels(loaded.images, self._channels, spec)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,18 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]
             beside.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error}", "choose another folder, or free its disk") from None
+
+
+def check_writable(path: Path) -> None:
+    """Raises OutputError now where `write_tensors` to this path would raise it after the work is done."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}", "choose another folder") from None
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder", "give the path of a file, ending in .safetensors")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from condense.errors import CheckpointError, NonFiniteError, SourceError
+from condense.errors import CheckpointError, NonFiniteError, OutputError, SourceError
 from condense.flow.bits import measure
 from condense.flow.fit import FitProgress, FlowFitConfig, fit, learning_rate_at
 from condense.flow.glow import FlowDescription
@@ -136,6 +136,19 @@ def test_several_sources_are_mixed_and_each_is_held_out(tmp_path: Path) -> None:
     folder = pictures_in(tmp_path / "pictures", np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3)))
     result = fit(recipe(tmp_path, source=("digits", f"folder:{folder}")))
     assert set(result.card["held_out"]) == set(result.card["sources"]) == {"digits", "pictures"}
+
+
+def test_two_sources_of_one_name_stay_apart(tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    folders = [pictures_in(tmp_path / at / "set", draws.integers(0, 256, (40, 16, 16, 3))) for at in "ab"]
+    result = fit(recipe(tmp_path, source=tuple(f"folder:{folder}" for folder in folders)))
+    assert set(result.card["held_out"]) == set(result.card["sources"]) == {"set", "set-2"}
+
+
+def test_an_unwritable_output_is_found_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        fit(recipe(tmp_path, output=tmp_path / "file" / "flow.safetensors"), progress=interrupt_at(1))
 
 
 def test_constant_images_are_refused(tmp_path: Path) -> None:
