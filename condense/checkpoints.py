@@ -7,6 +7,7 @@ made from the seed and the step.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -89,7 +90,8 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
             os.fsync(file.fileno())
         beside.replace(path)
     except (OSError, SafetensorError) as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
         raise OutputError(f"checkpoint {path} cannot be written: {error}", "free space or set storage=FOLDER") from None
 
 

@@ -1,0 +1,150 @@
+"""One outer step: what it minimises, that slices do not change it, that it stops on what is not finite."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from condense.collective import Alone, Collective, class_slice
+from condense.engine import PUBLISHED, Engine, MatchingConfig
+from condense.errors import ConfigError, NonFiniteError
+from condense.evaluation import Normalisation
+from condense.flow.bits import UniformDensity
+from condense.networks import NetworkConfig, build_network
+from condense.objectives import build_objective
+from condense.synthetic import ImagesConfig, initial_set
+
+CLASSES, SHAPE = 4, (1, 8, 8)
+
+
+class QuadraticDensity(UniformDensity):
+    """ln p = -sum x^2: a closed form whose gradient is known."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return -x.square().sum((1, 2, 3))
+
+
+def real_images() -> list[Tensor]:
+    draws = torch.Generator().manual_seed(5)
+    return [torch.randint(256, (12 + label, *SHAPE), generator=draws, dtype=torch.uint8) for label in range(CLASSES)]
+
+
+def engine(
+    *,
+    ipc: int = 1,
+    bits_weight: float = 0.5,
+    owned: range = range(CLASSES),
+    collective: Collective | None = None,
+    images: ImagesConfig | None = None,
+    matching: MatchingConfig | None = None,
+) -> Engine:
+    real = [real_images()[label] for label in owned]
+    images = images or ImagesConfig()
+    return Engine(
+        matching=matching or MatchingConfig(real_batch=6, steps=2 if ipc > 1 else 1, inner_epochs=2),
+        images=images,
+        bits_weight=bits_weight,
+        outer_steps=4,
+        seed=3,
+        objective=build_objective("gradient", distance="cosine", precision=torch.float32),
+        network=build_network(NetworkConfig(width=6, depth=2), SHAPE, CLASSES),
+        density=QuadraticDensity(SHAPE) if bits_weight else None,
+        normalisation=Normalisation((0.5,), (0.25,)),
+        real=real,
+        synthetic=initial_set(images, real, owned, ipc, seed=3),
+        class_count=CLASSES,
+        collective=collective or Alone(),
+    )
+
+
+def test_slices_of_one_image_per_class_move_exactly_as_the_whole_set() -> None:
+    whole = engine()
+    parts = [engine(owned=class_slice(CLASSES, rank, 3)) for rank in range(3)]
+    for step in range(3):
+        for one in (whole, *parts):
+            one.outer_step(step)
+    joined = torch.cat([part.synthetic.alpha.detach() for part in parts])
+    torch.testing.assert_close(joined, whole.synthetic.alpha.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_image_gradient_is_that_of_the_stated_loss() -> None:
+    made = engine(ipc=3, bits_weight=0.7, images=ImagesConfig(optimizer="sgd", momentum=0, schedule="constant"))
+    before = made.synthetic.alpha.detach().clone()
+    distances: list[Tensor] = []
+    original = made.objective.distances
+
+    def watched(*arguments: object) -> Tensor:
+        distances.append(original(*arguments))  # type: ignore[arg-type]
+        return distances[-1]
+
+    made.objective.distances = watched  # type: ignore[method-assign]
+    made.match_steps = 1
+    result = made.outer_step(0)
+    assert result.distance == pytest.approx(float(distances[0].detach().mean()), rel=1e-5)
+    moved = (before - made.synthetic.alpha.detach()) / 0.1
+    bits_only = engine(ipc=3, bits_weight=1.4, images=ImagesConfig(optimizer="sgd", momentum=0, schedule="constant"))
+    bits_only.match_steps = 1
+    bits_only.outer_step(0)
+    twice = (before - bits_only.synthetic.alpha.detach()) / 0.1
+    # Twice the weight minus once is the bits gradient alone: ln p = -x^2 gives 2 x / (D ln 2) per image, over N images,
+    # through (k + u) / 256 (a factor 255/256) and the sigmoid.
+    value = torch.sigmoid(before)
+    expected_sign = torch.sign(value - 0.5)
+    far = (value - 0.5).abs() > 0.01  # the noise u moves x by up to half a level
+    assert bool((torch.sign(twice - moved)[far] == expected_sign[far]).all())
+    scale = 0.7 * 2 * (255 / 256) / (math.prod(SHAPE) * math.log(2)) / (CLASSES * 3)
+    torch.testing.assert_close(twice - moved, scale * (value - 0.5) * value * (1 - value), rtol=0.2, atol=scale * 2e-3)
+
+
+def test_a_weight_on_bits_lowers_them() -> None:
+    def bits_after(weight: float) -> float:
+        made = engine(bits_weight=weight)
+        return [made.outer_step(step).bits_per_dim for step in range(4)][-1]
+
+    assert bits_after(100.0) < bits_after(1e-6)
+
+
+def test_the_same_seed_gives_the_same_images_and_another_seed_others() -> None:
+    made = [engine(ipc=2) for _ in range(2)]
+    for one in made:
+        one.outer_step(0)
+    assert torch.equal(made[0].synthetic.images_uint8(), made[1].synthetic.images_uint8())
+
+
+def test_the_cosine_schedule_ends_near_zero_and_constant_stays() -> None:
+    cosine = engine()
+    assert cosine._rate(0) == 0.1
+    assert cosine._rate(3) < 0.02
+    assert engine(images=ImagesConfig(recipe="simplebits"))._rate(3) == 0.1
+
+
+@pytest.mark.parametrize(("ipc", "expected"), [*PUBLISHED.items(), (5, (5, 100)), (3, (3, 167)), (100, (50, 5))])
+def test_any_images_per_class_has_a_schedule(ipc: int, expected: tuple[int, int]) -> None:
+    assert MatchingConfig().schedule(ipc) == expected
+
+
+def test_a_non_finite_gradient_stops_the_run_and_names_step_and_class() -> None:
+    made = engine()
+    with torch.no_grad():
+        made.synthetic.alpha[2] = torch.nan
+    with pytest.raises(NonFiniteError, match="class 2 is not finite at outer step 1"):
+        made.outer_step(1)
+
+
+def test_more_workers_than_classes_is_refused_and_slices_cover_all_classes() -> None:
+    with pytest.raises(ConfigError, match="5 workers for 4 classes"):
+        class_slice(4, 0, 5)
+    assert [label for rank in range(3) for label in class_slice(10, rank, 3)] == list(range(10))
+
+
+def test_a_class_smaller_than_the_real_batch_is_drawn_with_replacement() -> None:
+    made = engine(matching=MatchingConfig(real_batch=50))
+    assert made._real_batch(0).shape == (CLASSES, 50, *SHAPE)
+
+
+def test_time_is_split_into_the_parts_of_the_step() -> None:
+    made = engine(ipc=2)
+    made.outer_step(0)
+    parts = {"real gradients", "matching", "bits", "image update", "network training", "communication"}
+    assert set(made.stopwatch.seconds) == parts

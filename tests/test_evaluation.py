@@ -1,0 +1,135 @@
+"""Recipes, stacked learners, augmentation, controls."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from condense import controls
+from condense.augment import STRATEGIES, Draw, augment, draw_transform
+from condense.collective import Alone
+from condense.evaluation import RECIPES, Evaluator, Normalisation, Recipe
+from condense.networks import MLP, ConvNet, NetworkConfig, build_network, initialise_
+
+SHAPE = (1, 8, 8)
+
+
+def toy(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Two classes that differ in brightness."""
+    draws = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 2
+    noise = torch.randint(100, (count, *SHAPE), generator=draws)
+    return (noise + 100 * labels[:, None, None, None]).to(torch.uint8), labels
+
+
+def evaluator(recipe: Recipe) -> Evaluator:
+    return Evaluator(recipe, NetworkConfig(name="mlp", width=8, depth=1), 2, Normalisation((0.4,), (0.2,)), seed=1)
+
+
+QUICK = Recipe("quick", epochs=20, augmented=False)
+
+
+def test_learners_trained_on_a_set_classify_the_test_images() -> None:
+    found = evaluator(QUICK).evaluate(*toy(20, 0), *toy(200, 1), learners=3, collective=Alone())
+    assert found.mean > 95
+    assert len(found.accuracies) == 3
+
+
+def test_the_same_seed_gives_the_same_accuracies_whatever_else_is_trained() -> None:
+    def accuracies(learners: int) -> tuple[float, ...]:
+        hard = Recipe("short", epochs=1, augmented=True)
+        return evaluator(hard).evaluate(*toy(20, 0), *toy(201, 1), learners=learners, collective=Alone()).accuracies
+
+    assert accuracies(3)[:2] == accuracies(2)
+
+
+def test_stacked_learners_equal_the_same_learners_one_by_one() -> None:
+    images, labels = toy(30, 0)
+    made = evaluator(QUICK)
+    together = made._train(images, labels, range(3), None)
+    for index in range(3):
+        alone = made._train(images, labels, range(index, index + 1), None)
+        for name, parameter in alone.items():
+            torch.testing.assert_close(parameter[0], together[name][index], rtol=1e-4, atol=1e-5)
+
+
+def test_the_recipes_are_the_published_ones() -> None:
+    assert (RECIPES["dc"].epochs, RECIPES["dc"].augmented) == (300, False)
+    assert (RECIPES["dsa"].epochs, RECIPES["dsa"].augmented) == (1000, True)
+    assert {(r.learning_rate, r.momentum, r.weight_decay, r.batch_size) for r in RECIPES.values()} == {
+        (0.01, 0.9, 5e-4, 256)
+    }
+
+
+def test_the_convnet_has_the_published_number_of_parameters() -> None:
+    network = build_network(NetworkConfig(), (3, 32, 32), 10)
+    assert isinstance(network, ConvNet)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 320_010
+
+
+def test_initialisation_depends_on_the_generator_alone() -> None:
+    made = [build_network(NetworkConfig(name="mlp", width=4), SHAPE, 2) for _ in range(2)]
+    torch.manual_seed(0)
+    initialise_(made[0], torch.Generator().manual_seed(9))
+    torch.manual_seed(1)
+    initialise_(made[1], torch.Generator().manual_seed(9))
+    assert isinstance(made[0], MLP)
+    for a, b in zip(made[0].parameters(), made[1].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", STRATEGIES)
+def test_every_transform_is_differentiable_and_keeps_the_shape(kind: str) -> None:
+    images = torch.rand((4, 3, 16, 16), requires_grad=True)
+    changed = augment(images, Draw(kind, torch.rand((4, 4), generator=torch.Generator().manual_seed(2))))
+    assert changed.shape == images.shape
+    (gradient,) = torch.autograd.grad(changed.sum(), images)
+    assert bool(gradient.isfinite().all())
+    assert not torch.equal(changed, images)
+
+
+@pytest.mark.parametrize("kind", STRATEGIES)
+def test_one_draw_for_all_is_the_same_transform_of_each(kind: str) -> None:
+    draw = Draw(kind, torch.rand((1, 4), generator=torch.Generator().manual_seed(3)))
+    image = torch.rand((1, 1, 12, 12))
+    torch.testing.assert_close(augment(image.expand(3, -1, -1, -1), draw), augment(image, draw).expand(3, -1, -1, -1))
+
+
+def test_the_middle_of_every_geometric_draw_is_the_identity() -> None:
+    images = torch.rand((2, 1, 16, 16))
+    for kind in ("rotate", "crop"):
+        torch.testing.assert_close(augment(images, Draw(kind, torch.full((1, 4), 0.5))), images, rtol=1e-4, atol=1e-5)
+
+
+def test_flip_is_never_drawn_where_it_would_change_the_class() -> None:
+    draws = torch.Generator().manual_seed(0)
+    kinds = {draw_transform(draws, 1, flip=False).kind for _ in range(100)}
+    assert kinds == set(STRATEGIES) - {"flip"}
+
+
+def real_classes() -> list[Tensor]:
+    draws = torch.Generator().manual_seed(4)
+    return [torch.randint(256, (9, 1, 16, 16), generator=draws, dtype=torch.uint8) for _ in range(3)]
+
+
+@pytest.mark.parametrize("choose", [controls.random_real, controls.kmeans_real])
+def test_real_controls_take_distinct_real_images_and_do_not_depend_on_the_slice(choose) -> None:  # type: ignore[no-untyped-def]
+    real = real_classes()
+    chosen = choose(real, range(3), 4, seed=1)
+    assert chosen.shape == (3, 4, 1, 16, 16)
+    for label, images in enumerate(real):
+        rows = [int((images == image).flatten(1).all(1).nonzero()[0]) for image in chosen[label]]
+        assert len(set(rows)) == 4
+    assert torch.equal(choose(real[1:2], range(1, 2), 4, seed=1)[0], chosen[1])
+
+
+def test_jpeg_at_bits_takes_the_highest_quality_within_the_target() -> None:
+    images = torch.stack(real_classes())[:, :2]
+
+    def deviation(compressed: Tensor) -> float:
+        return float(compressed.float().std())
+
+    target = deviation(controls.jpeg(images, 30))
+    compressed, quality = controls.jpeg_at_bits(images, target, deviation)
+    assert deviation(compressed) <= target
+    assert quality >= 30
+    assert controls.jpeg_at_bits(images, -1.0, deviation)[1] == 1
