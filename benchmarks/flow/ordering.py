@@ -4,12 +4,13 @@
 
 DATA_DIR holds mnist_train.parquet, fashion_mnist_train.parquet and cifar10_train.parquet with their _test files beside
 them. Prints, for each flow (default: the shipped ones): bits per dimension of constant < MNIST < Fashion-MNIST <
-natural < noise; of natural images under growing Gaussian blur; and images per second on one thread. Exits with 1 where
-an order does not hold.
+natural < noise; of natural images under growing Gaussian blur; rounding errors; and images per second on one thread.
+Exits with 1 where an order does not hold.
 """
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from condense.flow.bits import bits_per_dim, measure
 from condense.flow.glow import Flow
 from condense.flow.mixture import to_channels
 from condense.flow.store import load_flow, shipped_flows
-from condense.pixels import to_float, to_uint8
+from condense.pixels import dequantise, to_float, to_uint8
 from condense.seeding import generator
 from condense.sources import DataConfig, open_source
 
@@ -40,6 +41,7 @@ def main(data: Path, flows: list[str]) -> int:
         print(f"\n## {Path(name).stem} (digest {flow.digest[:12]})\n")
         held &= order(flow, stored)
         held &= blur(flow, stored["cifar10"])
+        numerics(flow, stored["cifar10"])
         speed(flow, stored["cifar10"])
     return 0 if held else 1
 
@@ -92,6 +94,24 @@ def blur(flow: Flow, natural: Tensor) -> bool:
 def png(sizes: Tensor, flow: Flow) -> float:
     channels, height, width = flow.shape
     return float(sizes.double().mean()) * 8 / (channels * height * width)
+
+
+@torch.no_grad()
+def numerics(flow: Flow, natural: Tensor) -> None:
+    """Largest errors over 50 natural images and 50 of noise."""
+    images = of_channels(natural, flow.shape[0])[:BATCH]
+    noise = torch.randint(256, images.shape, generator=generator(1, "benchmark"), dtype=torch.uint8)
+    images = to_float(torch.cat([images, noise]))
+    exact = copy.deepcopy(flow).double()
+    bits = bits_per_dim(exact, images.double())
+    x = dequantise(images)
+    round_trip = (flow.decode(flow.encode(x)[0]) - x).abs().max()
+    with torch.autocast("cpu", torch.bfloat16):
+        low = bits_per_dim(flow, images)
+    print("\n| largest error | |\n|---|---|")
+    print(f"| round trip, in units of one 8-bit level | {round_trip * 256:.1e} |")
+    print(f"| bits per dim, float32 against float64 | {(bits_per_dim(flow, images) - bits).abs().max():.1e} |")
+    print(f"| bits per dim, bfloat16 coupling networks against float64 | {(low - bits).abs().max():.1e} |")
 
 
 def speed(flow: Flow, natural: Tensor, rounds: int = 12) -> None:
