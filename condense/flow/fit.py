@@ -55,6 +55,7 @@ class FlowFitConfig(Settings):
     averaging: float = Field(0.998, ge=0, lt=1)  # decay of the weights' moving average, which is what is stored
     precision: Literal["float32", "bfloat16"] = "float32"  # of the coupling networks in training; all else is float32
     augmentation: Augmentation = "flip"
+    blended: float = Field(0.0, ge=0, lt=1)  # share of images mixed with a constant or noise (see random_batch)
     initial_images: int = Field(512, ge=1)  # batch that initialises the channel mixing
     seed: int = 0
 
@@ -189,7 +190,7 @@ def _step_(state: _State, config: FlowFitConfig, train: Tensor, device: torch.de
     """One step of Adam on the mean bits per dimension of a batch, which it returns."""
     rate = learning_rate_at(config, state.step)
     draws = generator(config.seed, "flow-batch", step=state.step)
-    images = random_batch(train, config.batch_size, config.augmentation, draws).to(device)
+    images = random_batch(train, config.batch_size, config.augmentation, draws, blended=config.blended).to(device)
     noise = generator(config.seed, "flow-dequantisation", step=state.step, device=device)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
         loss = bits_per_dim(state.flow, images, noise).mean()

@@ -89,15 +89,34 @@ def to_channels(images: Tensor, channels: int, where: str) -> Tensor:
     return torch.cat([to_uint8((to_float(part) * weights).sum(1, keepdim=True)) for part in torch.split(images, 4096)])
 
 
-def random_batch(images: Tensor, count: int, augmentation: Augmentation, draws: torch.Generator) -> Tensor:
-    """`count` of the uint8 `images` (N, C, H, W), drawn with replacement and augmented: float (count, C, H, W)."""
+def random_batch(
+    images: Tensor, count: int, augmentation: Augmentation, draws: torch.Generator, *, blended: float = 0.0
+) -> Tensor:
+    """`count` of the uint8 `images` (N, C, H, W), drawn with replacement and augmented: float (count, C, H, W).
+
+    Each is, with probability `blended`, mixed with a constant or with uniform noise, in part or wholly: images where
+    optimisers go and no photograph is. A flow that never saw any prices a grey square above a digit, and noise at
+    hundreds of bits per dimension.
+    """
     batch = to_float(images[torch.randint(len(images), (count,), generator=draws)])
     if augmentation == "crop-flip":
         batch = _shifted(batch, torch.randint(7, (count, 2), generator=draws))
     if augmentation != "none":
         flipped = torch.rand(count, generator=draws) < 0.5
         batch = torch.where(flipped[:, None, None, None], batch.flip(3), batch)
+    if blended:
+        batch = torch.where(torch.rand((count, 1, 1, 1), generator=draws) < blended, _blends(batch, draws), batch)
     return batch
+
+
+def _blends(images: Tensor, draws: torch.Generator) -> Tensor:
+    """Each image mixed with a constant or noise, rounded to 8 bits; about a quarter of them without the image."""
+    count, channels = images.shape[:2]
+    constant = torch.rand((count, channels, 1, 1), generator=draws)
+    noise = torch.rand(images.shape, generator=draws)
+    other = torch.where(torch.rand((count, 1, 1, 1), generator=draws) < 0.5, constant, noise)
+    kept = (torch.rand((count, 1, 1, 1), generator=draws) * 1.3 - 0.3).clamp_min(0)
+    return to_float(to_uint8(kept * images + (1 - kept) * other))
 
 
 def _shifted(images: Tensor, offsets: Tensor) -> Tensor:

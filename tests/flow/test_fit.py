@@ -11,9 +11,10 @@ from condense.errors import CheckpointError, NonFiniteError, OutputError, Source
 from condense.flow.bits import measure
 from condense.flow.fit import FitProgress, FlowFitConfig, fit, learning_rate_at
 from condense.flow.glow import FlowDescription
-from condense.flow.mixture import to_channels
+from condense.flow.mixture import random_batch, to_channels
 from condense.flow.store import load_card, load_flow
-from condense.pixels import dequantise, to_float
+from condense.pixels import dequantise, to_float, to_uint8
+from condense.seeding import generator
 from condense.sources import DataConfig, open_source
 
 TINY = FlowDescription(channels=1, image_size=16, levels=2, steps=1, hidden=4, components=2)
@@ -34,6 +35,7 @@ def recipe(folder: Path, **changes: object) -> FlowFitConfig:
             "evaluation_images": 8,
             "checkpoint_every": 2,
             "augmentation": "crop-flip",
+            "blended": 0.1,
             "output": folder / "tiny.safetensors",
             **changes,
         }
@@ -167,6 +169,18 @@ def test_colour_becomes_grey_by_its_luminance() -> None:
     grey = to_channels(colour, 1, "test")
     pillow = [np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")) for image in colour]
     assert (grey[:, 0].int() - torch.from_numpy(np.stack(pillow)).int()).abs().max() <= 1
+
+
+def test_blended_images_are_8_bit_and_some_are_constant_or_noise() -> None:
+    images = torch.randint(64, 192, (50, 1, 16, 16), generator=generator(0, "images"), dtype=torch.uint8)
+    plain = random_batch(images, 400, "none", generator(0, "batch"))
+    mixed = random_batch(images, 400, "none", generator(0, "batch"), blended=0.5)
+    assert torch.equal(to_float(to_uint8(mixed)), mixed)
+    changed = (mixed != plain).flatten(1).any(1)
+    assert 0.4 < changed.float().mean() < 0.6
+    spread = mixed.flatten(1).std(1)
+    assert (spread == 0).any()
+    assert spread.max() > 0.27 > plain.flatten(1).std(1).max()
 
 
 def test_the_learning_rate_warms_up_and_falls_to_nearly_nothing(tmp_path: Path) -> None:
