@@ -10,6 +10,7 @@ from cluster import registry, report, tracking
 from cluster.registry import DatasetVersion
 from cluster.store import check_tracking
 from condense import local, provenance
+from condense.collective import class_slice
 from condense.condensation import Progress, open_checked
 from condense.config import RunConfig
 from condense.parquet import CondensedDataset
@@ -43,6 +44,8 @@ def run(config: RunConfig, progress: Callable[[Progress], None]) -> Finished:
     if tracked:
         check_tracking(config.tracking_uri)
     source, flow = open_checked(config)
+    if isinstance(config.workers, int) and config.workers > 0:
+        class_slice(len(source.class_names), 0, config.workers)  # refused here, not after Ray has started
     name = config.dataset_name(source.name)
     run_id, tracker = _open(config, source, name, flow) if tracked else (None, NullTracker())
     try:

@@ -279,7 +279,7 @@ def _condensed(reference: str, tracking_uri: str, folder: Path):  # type: ignore
 def main() -> None:
     """Runs the command line; an expected error is one message and exit code 2."""
     try:
-        app()
+        app(prog_name="condense")
     except CondenseError as error:
         if "--debug" in sys.argv:
             raise

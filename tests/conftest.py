@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,19 +47,20 @@ class Outcome:
 Command = Callable[..., Outcome]
 
 
-@pytest.fixture
-def condense(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    """Calls `condense ARGUMENTS` in an empty working directory."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["condense", *map(str, arguments)])
-        code = 0
+def condense_in(folder: Path, *arguments: object) -> Outcome:
+    """Calls `condense ARGUMENTS` with `folder` as the working directory."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["condense", *map(str, arguments)])
         try:
             cli.main()
         except SystemExit as end:
             code = int(end.code or 0)
-        written = capsys.readouterr()
-        return Outcome(code, written.out, written.err)
+    return Outcome(code, out.getvalue(), err.getvalue())
 
-    return call
+
+@pytest.fixture
+def condense(tmp_path: Path) -> Command:
+    """Calls `condense ARGUMENTS` in a working directory of the test's own."""
+    return partial(condense_in, tmp_path)
