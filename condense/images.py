@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from condense.errors import SourceError
@@ -77,8 +77,10 @@ def decode(data: bytes, where: str) -> Picture:
             )
         return _eight_bit(image, where)
     except _UNREADABLE as error:
+        # Pillow names the buffer that it read from, by its address in memory.
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
         raise SourceError(
-            f"{where}: not a readable image: {error}", f"expected {', '.join(FORMATS)}; repair or remove it"
+            f"{where}: not a readable image: {reason}", f"expected {', '.join(FORMATS)}; repair or remove it"
         ) from None
 
 

@@ -98,6 +98,7 @@ def refused(outcome: Outcome, *named: str) -> None:
     problem, *remedy = outcome.err.splitlines()
     assert problem.startswith("error ")
     assert [line[:5] for line in remedy] in ([], ["  -> "])
+    assert " at 0x" not in outcome.err
     for part in named:
         assert part in outcome.err
 

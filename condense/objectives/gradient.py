@@ -47,7 +47,7 @@ class _ConvolutionGradient(torch.autograd.Function):
         ctx.classes, ctx.padding = classes, padding
         grouped_in, grouped_out = _classes_as_groups(inputs, classes), _classes_as_groups(gradients, classes)
         shape = (grouped_out.shape[1], inputs.shape[1], *kernel)
-        weight = conv2d_weight(grouped_in, shape, grouped_out, padding=padding, groups=classes)
+        weight: Tensor = conv2d_weight(grouped_in, shape, grouped_out, padding=padding, groups=classes)
         return weight.view(classes, gradients.shape[1], *shape[1:])
 
     @staticmethod
