@@ -6,6 +6,7 @@ STAMP := .venv/.installed
 PYTHON ?= # a Python to make .venv with; the first that fits where it is not given
 ARGS ?= # of pytest, as in: make test ARGS="-k parquet -x"
 
+PYTHONS = $(or $(strip $(PYTHON)),python3 python3.14 python3.13 python3.12 python3.11)
 FITS = import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
@@ -18,11 +19,11 @@ setup: $(STAMP) ## install Condense and everything it needs into .venv
 
 $(STAMP): pyproject.toml constraints.txt
 	@if ! $(BIN)/python -c '' 2>/dev/null; then \
-		for python in "$(strip $(PYTHON))" python3 python3.13 python3.12 python3.11; do \
-			if [ -n "$$python" ] && "$$python" -c '$(FITS)' 2>/dev/null; then found=$$python; break; fi; \
+		for python in $(PYTHONS); do \
+			if "$$python" -c '$(FITS)' 2>/dev/null; then found=$$python; break; fi; \
 		done; \
 		if [ -z "$$found" ]; then \
-			echo "error: found no Python 3.11 or newer with its venv module" >&2; \
+			echo "error: found no Python 3.11 or newer with its venv module; tried: $(PYTHONS)" >&2; \
 			echo "  -> install python3.11 and python3.11-venv, or name one: make setup PYTHON=/path/to/python" >&2; \
 			exit 2; \
 		fi; \

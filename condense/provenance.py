@@ -58,17 +58,17 @@ def versions() -> dict[str, str]:
 
 def git_revision() -> str | None:
     """Revision of the checkout that this code runs from, "-dirty" where it was changed; None if installed."""
+    here = Path(__file__)
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],  # noqa: S607
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        _git(here.parent, "ls-files", "--error-unmatch", here.name)  # fails inside the checkout of something else
+        return _git(here.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", *arguments]
+    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
     return found.stdout.strip()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 import zipfile
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from condense import __version__
+from condense import __version__, provenance
 from condense.config import RunConfig
 from condense.flow.fit import FlowFitConfig
 from condense.settings import Settings, resolve
@@ -75,6 +76,21 @@ def test_the_three_names_belong_to_this_distribution_alone() -> None:
 
 def test_the_distribution_and_the_package_state_the_same_version() -> None:
     assert metadata.version(NAME) == __version__
+
+
+def test_installed_inside_another_checkout_the_code_states_no_revision(tmp_path: Path) -> None:
+    installed = tmp_path / "venv" / "provenance.py"
+    installed.parent.mkdir()
+    installed.write_text(Path(provenance.__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    for arguments in (("init", "-q"), (*author, "commit", "-q", "--allow-empty", "-m", "Something else")):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    spec = importlib.util.spec_from_file_location("installed_provenance", installed)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.git_revision() is None
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
