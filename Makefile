@@ -19,7 +19,7 @@ setup: $(STAMP) ## install Condense and everything it needs into .venv
 
 $(STAMP): pyproject.toml constraints.txt
 	@if ! $(BIN)/python -c '' 2>/dev/null; then \
-		for python in $(PYTHONS); do \
+		found=; for python in $(PYTHONS); do \
 			if "$$python" -c '$(FITS)' 2>/dev/null; then found=$$python; break; fi; \
 		done; \
 		if [ -z "$$found" ]; then \
@@ -29,7 +29,8 @@ $(STAMP): pyproject.toml constraints.txt
 		fi; \
 		echo "making .venv with $$found"; "$$found" -m venv .venv; \
 	fi
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "installing into .venv: 7 GB the first time, most of it PyTorch's CUDA libraries"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 run: setup ## condense a real embedded dataset and say where everything is
