@@ -290,14 +290,14 @@ class _Run:
             self.around.progress(Progress(stage, done, total, values))
 
     def _save(self, done: int, result: StepResult) -> None:
-        alpha = self.engine.synthetic.alpha
-        gathered = {"alpha": self.around.collective.gather(alpha.detach())}
-        scalars = {}
-        for name, value in self.engine.optimizer.state[alpha].items():
-            if isinstance(value, Tensor) and value.shape == alpha.shape:
-                gathered[f"optimizer.{name}"] = self.around.collective.gather(value)
-            elif value is not None:
-                scalars[f"optimizer.{name}"] = float(value)
+        gathered, scalars = {}, {}
+        for level, parameter in enumerate(self.engine.synthetic.parameters):
+            state = {"parameter": parameter.detach(), **self.engine.optimizer.state[parameter]}
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    gathered[f"{level}.{name}"] = self.around.collective.gather(value)
+                elif value is not None:
+                    scalars[f"{level}.{name}"] = float(value)
         identity = self.config.identity()
         checkpoint = Checkpoint(done, identity, gathered, scalars | self._validation_scalars())
         self.around.checkpoints.save(checkpoint if self.first else None, {"step": done, **_numbers(result)})
@@ -316,21 +316,23 @@ class _Run:
                 "a changed config starts a new run: set storage to another folder",
             )
         rows = slice(self.classes.start, self.classes.stop)
-        alpha = self.engine.synthetic.alpha
-        with torch.no_grad():
-            alpha.copy_(checkpoint.tensors["alpha"][rows])
-        state: dict[str, Any] = {}
-        for name, tensor in checkpoint.tensors.items():
-            if name.startswith("optimizer."):
-                state[name.removeprefix("optimizer.")] = tensor[rows].to(alpha.device)
-        for name, value in checkpoint.scalars.items():
-            kind, _, key = name.partition(".")
-            if kind == "optimizer":
-                state[key] = torch.tensor(value)
-            else:
-                self.validation[key] = value
-        if state:
-            self.engine.optimizer.state[alpha] = state
+        for level, parameter in enumerate(self.engine.synthetic.parameters):
+            state: dict[str, Any] = {}
+            for name, tensor in checkpoint.tensors.items():
+                if name.startswith(f"{level}."):
+                    state[name.removeprefix(f"{level}.")] = tensor[rows].to(parameter.device)
+            for name, value in checkpoint.scalars.items():
+                if name.startswith(f"{level}."):
+                    state[name.removeprefix(f"{level}.")] = torch.tensor(value)
+            with torch.no_grad():
+                parameter.copy_(state.pop("parameter"))
+            if state:
+                self.engine.optimizer.state[parameter] = state
+        self.validation = {
+            name.removeprefix("validation."): value
+            for name, value in checkpoint.scalars.items()
+            if name.startswith("validation.")
+        }
         log.info("resuming at outer step %d", checkpoint.step)
         return checkpoint.step
 

@@ -119,12 +119,12 @@ class Engine:
         self.objective, self.network, self.density = objective, network, density
         self.normalisation, self.real, self.synthetic = normalisation, real, synthetic
         self.class_count, self.collective = class_count, collective
-        self.ipc = synthetic.alpha.shape[1]
+        self.ipc = synthetic.ipc
         self.match_steps, self.inner_epochs = matching.schedule(self.ipc)
-        self.optimizer = build_optimizer(images, synthetic.alpha)
+        self.optimizer = build_optimizer(images, synthetic.parameters)
         self.base_rate, self.decays = images.learning_rate, images.schedule == "cosine"
         self.updates = outer_steps * self.match_steps
-        self.device = synthetic.alpha.device
+        self.device = synthetic.classes.device
         self.stopwatch = Stopwatch(self.device)
         self._bad: str | None = None
 
@@ -174,7 +174,11 @@ class Engine:
             self._bad = f"class {classes[bad].tolist()[0]}"
         with self.stopwatch.part("image update"):
             self.optimizer.param_groups[0]["lr"] = self._rate(update)
-            (self.synthetic.alpha.grad,) = torch.autograd.grad(images, self.synthetic.alpha, gradient)
+            parameters = self.synthetic.parameters
+            for parameter, to_parameter in zip(
+                parameters, torch.autograd.grad(images, parameters, gradient), strict=True
+            ):
+                parameter.grad = to_parameter
             self.optimizer.step()
         share = distances.detach().sum() / self.class_count
         return torch.stack([share, bits, bad.sum()]).double().cpu()

@@ -1,7 +1,11 @@
 """The synthetic set: parameters -> images in [0, 1].
 
 Schirrmeister et al. 2022: v = sigmoid(alpha), rounded to the 8-bit grid with a straight-through gradient, so that the
-classifier, the flow and the file on disk see one and the same image.
+classifier, the flow and the file on disk see one and the same image. Two parameterisations of alpha:
+
+    pixels    alpha itself
+    pyramid   alpha = sum over levels l of the parameters at 1 / 2^l of the side, enlarged bilinearly; coarse levels
+              move whole regions at once, so that simple images are reached in fewer steps
 """
 
 from __future__ import annotations
@@ -12,10 +16,13 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from condense import seeding
 from condense.pixels import round_straight_through, to_float, to_uint8
 from condense.settings import Settings
+
+COARSEST = 2  # side of the pyramid's last level
 
 # Real images start at most this close to black and white: sigmoid has no gradient at its ends.
 CLAMP = 0.02
@@ -34,6 +41,7 @@ class ImagesConfig(Settings):
     """How synthetic images start and are updated. `recipe` names the defaults of all the other keys."""
 
     recipe: Literal["default", "simplebits", "dc"] = "default"
+    parameterisation: Literal["pixels", "pyramid"] = "pixels"
     init: Literal["noise", "real"] = "noise"
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: float = Field(0.1, gt=0)
@@ -54,16 +62,26 @@ class SyntheticSet:
     """`ipc` images for each of the classes that one worker owns.
 
     Attributes:
-        alpha: (C, ipc, channels, H, W), unconstrained; the parameter.
+        parameters: (C, ipc, channels, H / 2^l, W / 2^l) for each level l, unconstrained; one level is plain pixels.
         classes: (C,) int64, the label of each row.
     """
 
-    def __init__(self, alpha: Tensor, classes: Tensor) -> None:
-        self.alpha = alpha.requires_grad_()
+    def __init__(self, parameters: Sequence[Tensor], classes: Tensor) -> None:
+        self.parameters = [parameter.requires_grad_() for parameter in parameters]
         self.classes = classes
 
+    @property
+    def alpha(self) -> Tensor:
+        """(C, ipc, channels, H, W), unconstrained, differentiable in the parameters."""
+        finest, *coarser = self.parameters
+        alpha = finest
+        for level in coarser:
+            enlarged = interpolate(level.flatten(0, 1), size=finest.shape[-2:], mode="bilinear", align_corners=False)
+            alpha = alpha + enlarged.view_as(finest)
+        return alpha
+
     def images(self) -> Tensor:
-        """(C, ipc, channels, H, W) in [0, 1] on the 8-bit grid, with a straight-through gradient to `alpha`."""
+        """(C, ipc, channels, H, W) in [0, 1] on the 8-bit grid, with a straight-through gradient."""
         return round_straight_through(torch.sigmoid(self.alpha))
 
     def images_uint8(self) -> Tensor:
@@ -72,9 +90,14 @@ class SyntheticSet:
             return to_uint8(torch.sigmoid(self.alpha))
 
     @property
+    def ipc(self) -> int:
+        """Images per class."""
+        return self.parameters[0].shape[1]
+
+    @property
     def labels(self) -> Tensor:
         """(C, ipc) int64."""
-        return self.classes[:, None].expand(-1, self.alpha.shape[1])
+        return self.classes[:, None].expand(-1, self.ipc)
 
 
 def initial_set(
@@ -103,11 +126,17 @@ def initial_set(
             chosen = to_float(images[torch.randperm(len(images), generator=draws)[:ipc].to(images.device)])
             rows.append(torch.logit(chosen, eps=CLAMP).cpu())
     device = real[0].device
-    return SyntheticSet(torch.stack(rows).to(device), torch.tensor(list(classes), device=device))
+    parameters = [torch.stack(rows).to(device)]
+    if config.parameterisation == "pyramid":
+        side = parameters[0].shape[-1] // 2
+        while side >= COARSEST:
+            parameters.append(torch.zeros((*parameters[0].shape[:-2], side, side), device=device))
+            side //= 2
+    return SyntheticSet(parameters, torch.tensor(list(classes), device=device))
 
 
-def build_optimizer(config: ImagesConfig, alpha: Tensor) -> torch.optim.Optimizer:
-    """The optimiser of `alpha`, at its initial learning rate."""
+def build_optimizer(config: ImagesConfig, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+    """The optimiser of a set's parameters, at its initial learning rate."""
     if config.optimizer == "adam":
-        return torch.optim.Adam([alpha], lr=config.learning_rate, betas=config.betas)
-    return torch.optim.SGD([alpha], lr=config.learning_rate, momentum=config.momentum)
+        return torch.optim.Adam(parameters, lr=config.learning_rate, betas=config.betas)
+    return torch.optim.SGD(parameters, lr=config.learning_rate, momentum=config.momentum)

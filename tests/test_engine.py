@@ -58,9 +58,11 @@ def engine(
     )
 
 
-def test_slices_of_one_image_per_class_move_exactly_as_the_whole_set() -> None:
-    whole = engine()
-    parts = [engine(owned=class_slice(CLASSES, rank, 3)) for rank in range(3)]
+@pytest.mark.parametrize("parameterisation", ["pixels", "pyramid"])
+def test_slices_of_one_image_per_class_move_exactly_as_the_whole_set(parameterisation: str) -> None:
+    images = ImagesConfig(parameterisation=parameterisation)  # type: ignore[arg-type]
+    whole = engine(images=images)
+    parts = [engine(owned=class_slice(CLASSES, rank, 3), images=images) for rank in range(3)]
     for step in range(3):
         for one in (whole, *parts):
             one.outer_step(step)
@@ -112,6 +114,14 @@ def test_the_same_seed_gives_the_same_images_and_another_seed_others() -> None:
     assert torch.equal(made[0].synthetic.images_uint8(), made[1].synthetic.images_uint8())
 
 
+def test_a_pyramid_starts_at_the_same_images_as_pixels_and_moves_regions() -> None:
+    pixels, pyramid = engine(), engine(images=ImagesConfig(parameterisation="pyramid"))
+    assert torch.equal(pixels.synthetic.images_uint8(), pyramid.synthetic.images_uint8())
+    assert [parameter.shape[-1] for parameter in pyramid.synthetic.parameters] == [8, 4, 2]
+    pyramid.outer_step(0)
+    assert all(bool((parameter != 0).all()) for parameter in pyramid.synthetic.parameters)
+
+
 def test_the_cosine_schedule_ends_near_zero_and_constant_stays() -> None:
     cosine = engine()
     assert cosine._rate(0) == 0.1
@@ -127,7 +137,7 @@ def test_any_images_per_class_has_a_schedule(ipc: int, expected: tuple[int, int]
 def test_a_non_finite_gradient_stops_the_run_and_names_step_and_class() -> None:
     made = engine()
     with torch.no_grad():
-        made.synthetic.alpha[2] = torch.nan
+        made.synthetic.parameters[0][2] = torch.nan
     with pytest.raises(NonFiniteError, match="class 2 is not finite at outer step 1"):
         made.outer_step(1)
 
