@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -13,6 +14,10 @@ from pathlib import Path
 import pytest
 
 from condense import cli
+
+# Tensors are tiny here: a second thread gives nothing, and on a busy machine each waits for the other (a run of TINY
+# took 5 s with one thread and 146 s with two). It is read when torch loads, which importing cli does not do.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "examples" / "quickstart.yaml"
