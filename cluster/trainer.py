@@ -23,7 +23,7 @@ from condense.checkpoints import Checkpoint
 from condense.collective import Alone, ProcessGroup, class_slice
 from condense.condensation import Progress, Surroundings, condense
 from condense.config import RunConfig
-from condense.errors import CondenseError, ConfigError, NonFiniteError
+from condense.errors import CheckpointError, CondenseError, ConfigError, FlowError, NonFiniteError, SourceError
 from condense.local import run_name
 from condense.parquet import CondensedDataset
 from condense.settings import validate
@@ -167,9 +167,9 @@ def _worker(loop_config: dict[str, Any]) -> CondensedDataset | CondenseError | N
     around = Surroundings(collective, loop_config["tracker"], _RayCheckpoints(), tell, get_device())
     try:
         dataset = condense(config, around)
-    except NonFiniteError as error:
-        # All workers stop at the same step with it, and trying again would end there again: returned, not raised,
-        # so that Ray does not restart them.
+    except (ConfigError, SourceError, FlowError, CheckpointError, NonFiniteError) as error:
+        # All workers stop with it at the same place, and trying again would end there again: returned, not raised, so
+        # that Ray does not restart them.
         return error
     return dataset if collective.rank == 0 else None
 

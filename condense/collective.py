@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from condense.errors import ConfigError
+from condense import errors
+from condense.errors import CondenseError, ConfigError
 
 
 class Collective(Protocol):
@@ -62,6 +63,22 @@ class ProcessGroup:
         parts = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(parts, padded)
         return torch.cat([part[: int(n)] for part, n in zip(parts, lengths, strict=True)])
+
+
+def agree(collective: Collective, error: CondenseError | None, device: torch.device) -> None:
+    """Where one worker failed, all raise its error (the lowest rank's), so that none is left waiting.
+
+    Args:
+        error: this worker's, or None.
+        device: of the tensors that the collective carries.
+    """
+    told = b"" if error is None else "\x1f".join((type(error).__name__, error.problem, error.remedy)).encode() + b"\0"
+    mine = torch.frombuffer(bytearray(told), dtype=torch.uint8) if told else torch.empty(0, dtype=torch.uint8)
+    joined = bytes(collective.gather(mine.to(device)).tolist())
+    if joined:
+        kind, problem, remedy = joined.split(b"\0")[0].decode().split("\x1f")
+        made: CondenseError = getattr(errors, kind)(problem, remedy)
+        raise made
 
 
 def class_slice(classes: int, rank: int, size: int) -> range:

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from condense import controls, provenance
 from condense.checkpoints import Checkpoint, Checkpoints
-from condense.collective import Collective, class_slice
+from condense.collective import Collective, agree, class_slice
 from condense.config import RunConfig
 from condense.engine import Engine, StepResult
-from condense.errors import CheckpointError, FlowError
+from condense.errors import CheckpointError, FlowError, SourceError
 from condense.evaluation import RECIPES, Evaluation, Evaluator, Normalisation
 from condense.flow.bits import Density, measure
 from condense.flow.store import flow_for, load_flow
@@ -105,7 +105,7 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
     source, flow_name = open_checked(config)
     collective, device = around.collective, around.device
     classes = class_slice(len(source.class_names), collective.rank, collective.size)
-    train = source.load("train", classes)
+    train = _load_slice(source, classes, around)
     digest = _source_digest(train, len(source.class_names), collective)
     real = [train.images[train.labels == label].to(device) for label in classes]
     normalisation = _normalisation(real, collective)
@@ -335,6 +335,18 @@ class _Run:
         }
         log.info("resuming at outer step %d", checkpoint.step)
         return checkpoint.step
+
+
+def _load_slice(source: DataSource, classes: range, around: Surroundings) -> LabelledImages:
+    """The slice's train images; an image that one worker cannot read stops all."""
+    train, failure = None, None
+    try:
+        train = source.load("train", classes)
+    except SourceError as error:
+        failure = error
+    agree(around.collective, failure, around.device)
+    assert train is not None
+    return train
 
 
 def _numbers(result: StepResult) -> dict[str, float]:

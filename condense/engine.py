@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -43,6 +43,7 @@ class MatchingConfig(Settings):
 
     distance: Literal["cosine", "mse", "l1"] = "cosine"
     real_batch: int = Field(64, ge=1)  # real images per class and match step; published: 256
+    updates: int = Field(5, ge=1)  # image updates for each real batch, whose gradients cost most; published: 1
     steps: int | None = Field(None, ge=1)  # match steps per outer step; None takes the published schedule
     inner_epochs: int | None = Field(None, ge=0)  # epochs of the learner between match steps; None likewise
     learner_rate: float = Field(0.01, gt=0)
@@ -123,7 +124,7 @@ class Engine:
         self.match_steps, self.inner_epochs = matching.schedule(self.ipc)
         self.optimizer = build_optimizer(images, synthetic.parameters)
         self.base_rate, self.decays = images.learning_rate, images.schedule == "cosine"
-        self.updates = outer_steps * self.match_steps
+        self.updates = outer_steps * self.match_steps * matching.updates
         self.device = synthetic.classes.device
         self.stopwatch = Stopwatch(self.device)
         self._bad: str | None = None
@@ -138,7 +139,7 @@ class Engine:
         self.network.requires_grad_(False)
         totals = torch.zeros(3, dtype=torch.float64)
         for match in range(self.match_steps):
-            totals += self._update_images(step * self.match_steps + match)
+            totals += self._match(step * self.match_steps + match)
             if match + 1 < self.match_steps:
                 with self.stopwatch.part("network training"):
                     self._train_learner_(step * self.match_steps + match)
@@ -153,12 +154,18 @@ class Engine:
         bits = float(totals[1]) if self.density is not None else math.nan
         return StepResult(float(totals[0]), bits)
 
-    def _update_images(self, update: int) -> Tensor:
+    def _match(self, match: int) -> Tensor:
+        """`matching.updates` image updates towards one real batch; their mean result."""
+        with self.stopwatch.part("real gradients"):
+            target = self.objective.target(self.network, self._real_batch(match), self.synthetic.classes)
+        repeats = self.matching.updates
+        results = [self._update_images(target, match * repeats + repeat) for repeat in range(repeats)]
+        return torch.stack(results).mean(0)
+
+    def _update_images(self, target: Any, update: int) -> Tensor:
         """One step of the image optimiser; the slice's share of (mean distance, mean bits per dim), and its classes
         whose distance or gradient is not finite."""
         classes = self.synthetic.classes
-        with self.stopwatch.part("real gradients"):
-            target = self.objective.target(self.network, self._real_batch(update), classes)
         images = self.synthetic.images()
         seen = images.detach().requires_grad_()
         with self.stopwatch.part("matching"):
@@ -183,12 +190,12 @@ class Engine:
         share = distances.detach().sum() / self.class_count
         return torch.stack([share, bits, bad.sum()]).double().cpu()
 
-    def _real_batch(self, update: int) -> Tensor:
+    def _real_batch(self, match: int) -> Tensor:
         """(C, B, channels, H, W), normalised: a random batch of each class, with replacement only if B > n_c."""
         size = self.matching.real_batch
         rows = []
         for label, images in zip(self.synthetic.classes.tolist(), self.real, strict=True):
-            draws = seeding.generator(self.seed, "real-batch", step=update, index=label)
+            draws = seeding.generator(self.seed, "real-batch", step=match, index=label)
             if len(images) >= size:
                 chosen = torch.randperm(len(images), generator=draws)[:size]
             else:
@@ -222,7 +229,7 @@ class Engine:
             return self.base_rate
         return self.base_rate * 0.5 * (1 + math.cos(math.pi * update / self.updates))
 
-    def _train_learner_(self, update: int) -> None:
+    def _train_learner_(self, match: int) -> None:
         """Epochs of SGD on the whole synthetic set; each worker adds the gradients of its own images."""
         own = self.normalisation.apply(self.synthetic.images().detach().flatten(0, 1))
         labels = self.synthetic.labels.flatten()
@@ -231,7 +238,7 @@ class Engine:
         parameters = list(self.network.parameters())
         self.network.requires_grad_(True)
         for epoch in range(self.inner_epochs):
-            draws = seeding.generator(self.seed, "inner-order", step=update, index=epoch)
+            draws = seeding.generator(self.seed, "inner-order", step=match, index=epoch)
             for batch in torch.randperm(count, generator=draws).split(self.matching.learner_batch):
                 local = batch[(batch >= first) & (batch < first + len(own))].to(self.device) - first
                 gradients = [torch.zeros_like(parameter) for parameter in parameters]

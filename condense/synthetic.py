@@ -1,7 +1,12 @@
 """The synthetic set: parameters -> images in [0, 1].
 
-Schirrmeister et al. 2022: v = sigmoid(alpha), rounded to the 8-bit grid with a straight-through gradient, so that the
-classifier, the flow and the file on disk see one and the same image. Two parameterisations of alpha:
+v = bound(alpha), rounded to the 8-bit grid with a straight-through gradient, so that the classifier, the flow and the
+file on disk see one and the same image. Two bounds, of the same slope in the middle:
+
+    sigmoid   v = 1 / (1 + exp(-alpha))       (Schirrmeister et al. 2022); flat near black and white
+    clamp     v = min(max(1/2 + alpha / 4, 0), 1); black and white, which cost few bits, are reached in finite steps
+
+Two parameterisations of alpha:
 
     pixels    alpha itself
     pyramid   alpha = sum over levels l of the parameters at 1 / 2^l of the side, enlarged bilinearly; coarse levels
@@ -11,7 +16,7 @@ classifier, the flow and the file on disk see one and the same image. Two parame
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -29,11 +34,11 @@ CLAMP = 0.02
 
 RECIPES: dict[str, dict[str, object]] = {
     # Schirrmeister et al. 2022: a constant Adam rate, which keeps the bits high.
-    "simplebits": {"init": "noise", "optimizer": "adam", "learning_rate": 0.1, "schedule": "constant"},
-    # Zhao et al. 2021 use SGD 0.1 on unbounded pixels; through a sigmoid (slope <= 1/4) the same step in pixels
-    # needs a rate 16 times as large.
-    "dc": {"init": "noise", "optimizer": "sgd", "learning_rate": 1.6, "momentum": 0.5, "schedule": "constant"},
-    "default": {"init": "noise", "optimizer": "adam", "learning_rate": 0.1, "schedule": "cosine"},
+    "simplebits": {"bound": "sigmoid", "parameterisation": "pixels", "init": "noise", "schedule": "constant"},
+    # Zhao et al. 2021 use SGD 0.1 on unbounded pixels; through the bound's slope of 1/4 the same step in pixels needs
+    # a rate 16 times as large.
+    "dc": {"parameterisation": "pixels", "optimizer": "sgd", "learning_rate": 1.6, "schedule": "constant"},
+    "default": {"parameterisation": "pyramid"},
 }
 
 
@@ -41,6 +46,7 @@ class ImagesConfig(Settings):
     """How synthetic images start and are updated. `recipe` names the defaults of all the other keys."""
 
     recipe: Literal["default", "simplebits", "dc"] = "default"
+    bound: Literal["sigmoid", "clamp"] = "clamp"
     parameterisation: Literal["pixels", "pyramid"] = "pixels"
     init: Literal["noise", "real"] = "noise"
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -66,7 +72,10 @@ class SyntheticSet:
         classes: (C,) int64, the label of each row.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], classes: Tensor) -> None:
+    def __init__(
+        self, parameters: Sequence[Tensor], classes: Tensor, bound: Literal["sigmoid", "clamp"] = "clamp"
+    ) -> None:
+        self.bound = torch.sigmoid if bound == "sigmoid" else clamp
         self.parameters = [parameter.requires_grad_() for parameter in parameters]
         self.classes = classes
 
@@ -82,12 +91,12 @@ class SyntheticSet:
 
     def images(self) -> Tensor:
         """(C, ipc, channels, H, W) in [0, 1] on the 8-bit grid, with a straight-through gradient."""
-        return round_straight_through(torch.sigmoid(self.alpha))
+        return round_straight_through(self.bound(self.alpha))
 
     def images_uint8(self) -> Tensor:
         """(C, ipc, channels, H, W) uint8: the bytes that are evaluated and written."""
         with torch.no_grad():
-            return to_uint8(torch.sigmoid(self.alpha))
+            return to_uint8(self.bound(self.alpha))
 
     @property
     def ipc(self) -> int:
@@ -98,6 +107,28 @@ class SyntheticSet:
     def labels(self) -> Tensor:
         """(C, ipc) int64."""
         return self.classes[:, None].expand(-1, self.ipc)
+
+
+class _Clamp(torch.autograd.Function):
+    """min(max(v, 0), 1), with the gradient of the identity except where a descent step would leave [0, 1] further."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        ctx.save_for_backward(values)
+        return values.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> Tensor:
+        (values,) = ctx.saved_tensors
+        gradient = outputs[0]
+        leaves = ((values <= 0) & (gradient > 0)) | ((values >= 1) & (gradient < 0))
+        return torch.where(leaves, torch.zeros_like(gradient), gradient)
+
+
+def clamp(alpha: Tensor) -> Tensor:
+    """min(max(1/2 + alpha / 4, 0), 1), whose gradient lets a value at a bound come back."""
+    bounded: Tensor = _Clamp.apply(0.5 + alpha / 4)
+    return bounded
 
 
 def initial_set(
@@ -124,7 +155,7 @@ def initial_set(
             rows.append(0.2 * torch.randn((ipc, *images.shape[1:]), generator=draws))
         else:
             chosen = to_float(images[torch.randperm(len(images), generator=draws)[:ipc].to(images.device)])
-            rows.append(torch.logit(chosen, eps=CLAMP).cpu())
+            rows.append((torch.logit(chosen, eps=CLAMP) if config.bound == "sigmoid" else 4 * (chosen - 0.5)).cpu())
     device = real[0].device
     parameters = [torch.stack(rows).to(device)]
     if config.parameterisation == "pyramid":
@@ -132,7 +163,7 @@ def initial_set(
         while side >= COARSEST:
             parameters.append(torch.zeros((*parameters[0].shape[:-2], side, side), device=device))
             side //= 2
-    return SyntheticSet(parameters, torch.tensor(list(classes), device=device))
+    return SyntheticSet(parameters, torch.tensor(list(classes), device=device), config.bound)
 
 
 def build_optimizer(config: ImagesConfig, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:

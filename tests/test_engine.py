@@ -42,7 +42,7 @@ def engine(
     real = [real_images()[label] for label in owned]
     images = images or ImagesConfig()
     return Engine(
-        matching=matching or MatchingConfig(real_batch=6, steps=2 if ipc > 1 else 1, inner_epochs=2),
+        matching=matching or MatchingConfig(real_batch=6, updates=1, steps=2 if ipc > 1 else 1, inner_epochs=2),
         images=images,
         bits_weight=bits_weight,
         outer_steps=4,

@@ -1,0 +1,113 @@
+"""Ray Train for real: the same images as in process, from one worker and from two, and after a worker is killed."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from condense.condensation import Progress
+from condense.config import RunConfig
+from condense.errors import ConfigError
+from condense.local import condense_here
+from condense.parquet import CondensedDataset
+from condense.settings import resolve
+from condense.tracking import NullTracker
+
+pytestmark = pytest.mark.ray
+
+SETTINGS = (
+    "images_per_class=2",
+    "data.image_size=16",
+    "network.width=8",
+    "network.depth=2",
+    "matching.real_batch=8",
+    "matching.inner_epochs=3",
+    "outer_steps=6",
+    "checkpoint_every=1",
+    "evaluation.every=6",
+    "evaluation.learners=2",
+    "evaluation.validation_images=20",
+    "evaluation.controls=false",
+    "cpus_per_worker=1",
+)
+
+
+def config(storage: Path, *overrides: str) -> RunConfig:
+    return resolve(RunConfig, None, (*SETTINGS, f"storage={storage}", *overrides))
+
+
+def ignore(at: Progress) -> None:
+    assert at.done <= at.total
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    from cluster.trainer import connected
+
+    with connected():
+        yield
+
+
+@pytest.fixture(scope="module")
+def in_process(tmp_path_factory: pytest.TempPathFactory) -> CondensedDataset:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return condense_here(config(tmp_path_factory.mktemp("alone"), "workers=0"), NullTracker(), ignore)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def descendants() -> list[int]:
+    """Processes that this one started, and theirs."""
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            pid, rest = status.parent.name, status.read_text().rpartition(")")[2]
+            parents[int(pid)] = int(rest.split()[1])
+    found = [os.getpid()]
+    for ancestor in found:
+        found.extend(pid for pid, parent in parents.items() if parent == ancestor)
+    return found[1:]
+
+
+def train(of: RunConfig, progress=ignore) -> CondensedDataset:  # type: ignore[no-untyped-def]
+    from cluster.trainer import train as train_on_ray
+
+    return train_on_ray(of, 10, NullTracker(), progress)
+
+
+def test_one_worker_makes_the_same_bytes_as_this_process(in_process: CondensedDataset, tmp_path: Path) -> None:
+    made = train(config(tmp_path, "workers=1"))
+    assert made.provenance["content_digest"] == in_process.provenance["content_digest"]
+    assert made.provenance["evaluation"]["accuracies"] == in_process.provenance["evaluation"]["accuracies"]
+
+
+def test_two_workers_make_the_same_images_within_two_levels_and_survive_a_kill(
+    in_process: CondensedDataset, tmp_path: Path
+) -> None:
+    killed: list[int] = []
+
+    def kill_one(at: Progress) -> None:
+        if at.stage == "condensing" and at.done >= 2 and not killed:
+            workers = [pid for pid in descendants() if "RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_text()]
+            assert len(workers) == 2
+            killed.append(workers[1])
+            os.kill(workers[1], signal.SIGKILL)
+
+    made = train(config(tmp_path, "workers=2"), kill_one)
+    assert killed
+    # Slices change the shapes of the same sums; float32 rounding moves an 8-bit level here and there.
+    difference = (made.images.int() - in_process.images.int()).abs()
+    assert int(difference.max()) <= 2
+    assert float((difference > 0).float().mean()) < 0.02
+    assert made.provenance["source"]["digest"] == in_process.provenance["source"]["digest"]
+
+
+def test_more_workers_than_the_cluster_can_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the cluster has"):
+        train(config(tmp_path, "workers=10", "cpus_per_worker=100"))

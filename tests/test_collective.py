@@ -1,0 +1,44 @@
+"""Sums, gathers and agreement between real processes."""
+
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from condense.collective import Alone, ProcessGroup, agree
+from condense.errors import SourceError
+
+CPU = torch.device("cpu")
+
+
+def _worker(rank: int, file: str) -> None:
+    dist.init_process_group("gloo", f"file://{file}", rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    group = ProcessGroup()
+    assert group.sum_(torch.tensor([1.0 + rank])).tolist() == [3.0]
+    # One row on worker 0, two on worker 1.
+    mine = torch.arange(2 * (rank + 1)).view(rank + 1, 2)
+    assert group.gather(mine).tolist() == [[0, 1], [0, 1], [2, 3]]
+    agree(group, None, CPU)
+    failure = SourceError("row 7 of a.parquet cannot be read", "copy it again") if rank == 1 else None
+    with pytest.raises(SourceError, match="row 7") as told:
+        agree(group, failure, CPU)
+    assert told.value.remedy == "copy it again"
+    dist.destroy_process_group()
+
+
+def test_two_processes_sum_gather_unequal_rows_and_fail_together() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_worker, (str(Path(folder) / "store"),), nprocs=2)
+
+
+def test_one_process_is_the_identity() -> None:
+    alone, rows = Alone(), torch.ones(3)
+    assert alone.sum_(rows) is rows
+    assert alone.gather(rows) is rows
+    agree(alone, None, CPU)
+    with pytest.raises(SourceError):
+        agree(alone, SourceError("bad"), CPU)
