@@ -19,11 +19,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from condense.errors import CheckpointError, NonFiniteError
+from condense.errors import CheckpointError, ConfigError, NonFiniteError
 from condense.flow.bits import bits_per_dim, measure
 from condense.flow.glow import Flow, FlowDescription
 from condense.flow.mixture import Augmentation, Mixture, random_batch
-from condense.flow.store import check_writable, read_tensors, save_flow, write_tensors
+from condense.flow.store import check_writable, load_card, load_flow, read_tensors, save_flow, write_tensors
 from condense.pixels import dequantise
 from condense.seeding import generator
 from condense.settings import Settings
@@ -43,6 +43,7 @@ class FlowFitConfig(Settings):
     download: bool = False
 
     architecture: FlowDescription = FlowDescription()
+    start_from: str | None = None  # a shipped name or a file whose weights training goes on from
 
     steps: int = Field(4000, ge=1)
     batch_size: int = Field(32, ge=1)
@@ -124,6 +125,7 @@ def fit(
 
     Raises:
         SourceError: data that is missing, damaged, constant, or of fewer channels than the flow.
+        ConfigError: `start_from` is of another architecture. FlowError: it cannot be loaded.
         CheckpointError: a damaged checkpoint, or one of another config.
         NonFiniteError: the loss stopped being a number; names the step.
         OutputError: the output's folder cannot be written; found out before training.
@@ -177,10 +179,19 @@ def _fresh(config: FlowFitConfig, train: Tensor, device: torch.device | str) -> 
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(generator(config.seed, "flow-weights").get_state())
         flow = Flow(config.architecture)
-    draws = generator(config.seed, "flow-initial")
-    images = random_batch(train, config.initial_images, config.augmentation, draws)
-    x = dequantise(images, torch.rand(images.shape, generator=draws))
-    flow.initialise_(x, generator(config.seed, "flow-rotation"))
+    if config.start_from is None:
+        draws = generator(config.seed, "flow-initial")
+        images = random_batch(train, config.initial_images, config.augmentation, draws)
+        x = dequantise(images, torch.rand(images.shape, generator=draws))
+        flow.initialise_(x, generator(config.seed, "flow-rotation"))
+    else:
+        start = load_flow(config.start_from)
+        if start.description != config.architecture:
+            raise ConfigError(
+                f"start_from {config.start_from} is of another architecture: {start.description}",
+                "set architecture to the same",
+            )
+        flow.load_state_dict(start.state_dict())
     flow.to(device)
     average = copy.deepcopy(flow).requires_grad_(False)
     return _State(flow, average, torch.optim.Adam(flow.parameters(), lr=config.learning_rate, betas=(0.9, 0.99)))
@@ -233,9 +244,10 @@ def _card(
         }
     return {
         "name": config.name,
-        "recipe": config.model_dump(mode="json", exclude={"root", "download", "output", "source"}),
+        "recipe": config.model_dump(mode="json", exclude={"root", "download", "output", "source", "start_from"}),
         "sources": mixture.digests,
         "train_images": len(train),
+        "start": None if config.start_from is None else _start(config.start_from),
         "parameters": sum(parameter.numel() for parameter in state.flow.parameters()),
         "cpu_seconds": round(state.cpu_seconds, 1),
         "threads": torch.get_num_threads(),
@@ -246,9 +258,16 @@ def _card(
     }
 
 
+def _start(name_or_path: str) -> dict[str, Any]:
+    card = load_card(name_or_path)
+    return {key: card.get(key) for key in ("digest", "recipe", "cpu_seconds", "held_out", "curve", "start")}
+
+
 def _config_digest(config: FlowFitConfig) -> str:
     """Of what decides the result; where files lie and how often they are written does not."""
-    return settings_digest(config.model_dump(mode="json", exclude={"root", "download", "output", "checkpoint_every"}))
+    values = config.model_dump(mode="json", exclude={"root", "download", "output", "checkpoint_every", "start_from"})
+    start = None if config.start_from is None else load_card(config.start_from)["digest"]
+    return settings_digest({**values, "start": start})
 
 
 def _tensor_groups(state: _State) -> dict[str, dict[str, Tensor]]:
