@@ -1,0 +1,107 @@
+"""Accuracy against bits: one run per bits_weight and seed, by the product's own path, and the table over them.
+
+    python benchmarks/curve.py CONFIG RESULTS.jsonl --weights 0 5 20 60 200 600 --seeds 0 1 2 -- key=value ...
+
+CONFIG is a run config (examples/fashion-mnist.yaml); key=value are its overrides, such as source=parquet:FILE. Each
+finished run is a line of RESULTS.jsonl; runs that are there already are not repeated, so the command goes on where it
+was stopped, and several processes may share the work with --part K/N. The table is printed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from condense.allocator import keep_memory
+from condense.checkpoints import NoCheckpoints
+from condense.collective import Alone
+from condense.condensation import Progress, Surroundings, condense
+from condense.config import RunConfig
+from condense.settings import resolve
+from condense.tracking import NullTracker
+
+KEYS = ("accuracy", "bits_per_dim", "png_bytes")
+
+
+def finished(results: Path) -> list[dict[str, float]]:
+    """The rows so far."""
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def one_run(config: RunConfig) -> dict[str, float | str]:
+    """Condenses once; the row of its result."""
+
+    def progress(at: Progress) -> None:
+        if at.done == at.total or at.done % 20 == 0:
+            print(f"  {at.stage} {at.done}/{at.total}", file=sys.stderr, flush=True)
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    started, cpu = time.perf_counter(), time.process_time()
+    facts = condense(config, Surroundings(Alone(), NullTracker(), NoCheckpoints(), progress, device)).provenance
+    return {
+        "bits_weight": config.bits_weight,
+        "seed": config.seed,
+        "accuracy": facts["evaluation"]["accuracy_mean"],
+        "accuracy_std": facts["evaluation"]["accuracy_std"],
+        "validation_accuracy": facts["validation"]["accuracy_mean"],
+        "bits_per_dim": facts["bits"]["per_dim_after"],
+        "bits_per_dim_real": facts["bits"]["per_dim_before"],
+        "png_bytes": facts["bits"]["png_bytes"],
+        "outer_steps": config.outer_steps,
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - cpu,
+        "flow": facts["flow"]["digest"][:12],
+        "git_revision": facts["git_revision"],
+    }
+
+
+def table(rows: list[dict[str, float]]) -> str:
+    """Markdown: mean and standard deviation over seeds for each weight."""
+    lines = [
+        "| bits_weight | seeds | test accuracy % | bits per dim | PNG bytes | CPU-s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for weight in sorted({row["bits_weight"] for row in rows}):
+        own = [row for row in rows if row["bits_weight"] == weight]
+        cells = []
+        for key, places in zip(KEYS, (2, 3, 0), strict=True):
+            values = [row[key] for row in own]
+            cells.append(f"{statistics.mean(values):.{places}f} ± {statistics.pstdev(values):.{places}f}")
+        seconds = statistics.mean(row["cpu_seconds"] for row in own)
+        lines.append(f"| {weight:g} | {len(own)} | {' | '.join(cells)} | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Reads the arguments, runs what is missing, prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--weights", type=float, nargs="+", required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--part", default="0/1", help="K/N: the K-th of N processes takes every N-th run")
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_args()
+    keep_memory()
+    part, parts = (int(number) for number in arguments.part.split("/"))
+    jobs = [(weight, seed) for seed in arguments.seeds for weight in arguments.weights]
+    for weight, seed in jobs[part::parts]:
+        if any((row["bits_weight"], row["seed"]) == (weight, seed) for row in finished(arguments.results)):
+            continue
+        print(f"bits_weight {weight:g}, seed {seed}", file=sys.stderr, flush=True)
+        overrides = [*arguments.overrides, f"bits_weight={weight}", f"seed={seed}"]
+        row = one_run(resolve(RunConfig, arguments.config, overrides))
+        arguments.results.parent.mkdir(parents=True, exist_ok=True)
+        with arguments.results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    print(table(finished(arguments.results)))
+
+
+if __name__ == "__main__":
+    main()
