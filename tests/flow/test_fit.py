@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from condense.errors import CheckpointError, NonFiniteError, OutputError, SourceError
+from condense.errors import CheckpointError, ConfigError, NonFiniteError, OutputError, SourceError
 from condense.flow.bits import measure
 from condense.flow.fit import FitProgress, FlowFitConfig, fit, learning_rate_at
 from condense.flow.glow import FlowDescription
@@ -110,6 +110,23 @@ def test_training_starts_from_latents_that_are_white(tmp_path: Path) -> None:
     for z in load_flow(path).encode(dequantise(to_float(images), noise))[0]:
         assert abs(z.mean()) < 0.1
         assert abs(z.std() - 1) < 0.2
+
+
+def test_training_goes_on_from_a_stored_flow(tmp_path: Path) -> None:
+    first = fit(recipe(tmp_path / "first", steps=40, evaluate_every=40))
+    second = recipe(tmp_path / "second", steps=4, learning_rate=1e-5, start_from=str(first.path))
+    told: list[FitProgress] = []
+    card = fit(second, progress=told.append).card
+    assert card["start"]["digest"] == first.digest
+    held_out = [progress.held_out for progress in told if progress.held_out is not None]
+    assert held_out[-1] == pytest.approx(first.card["curve"][-1]["bits_per_dim"], abs=0.05)
+
+
+def test_starting_from_another_architecture_is_refused(tmp_path: Path) -> None:
+    first = fit(recipe(tmp_path / "first"))
+    wider = TINY.model_copy(update={"hidden": 5})
+    with pytest.raises(ConfigError, match="another architecture"):
+        fit(recipe(tmp_path / "second", architecture=wider, start_from=str(first.path)))
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_both_ship_and_are_found_by_shape() -> None:
 def test_cards_state_recipe_cost_sources_and_held_out_bits() -> None:
     rgb, grey = load_card("rgb32"), load_card("grey32")
     assert rgb["held_out"]["cifar10"]["bits_per_dim"] < 3.80
-    assert rgb["cpu_seconds"] < 3600
+    assert rgb["cpu_seconds"] + rgb["start"]["cpu_seconds"] < 3600
     assert set(grey["held_out"]) == {"mnist", "fashion_mnist", "cifar10"}
     assert grey["cpu_seconds"] < 1200
     for card in (rgb, grey):
@@ -58,7 +58,7 @@ def test_constant_costs_less_than_smooth_which_costs_less_than_noise(flow: Flow)
     constant = torch.full((4, *flow.shape), 90, dtype=torch.uint8)
     noise = torch.randint(256, (4, *flow.shape), generator=generator(0, "noise"), dtype=torch.uint8)
     costs = [measure(flow, images, seed=0).mean for images in (constant, to_uint8(smooth(flow)), noise)]
-    assert 0 < costs[0] < costs[1] < costs[2]
+    assert 0 < costs[0] < costs[1] < costs[2] < 10
 
 
 def test_latents_return_the_image(flow: Flow) -> None:
@@ -75,7 +75,8 @@ def test_float32_bits_are_those_of_float64(flow: Flow) -> None:
 
 
 def test_an_optimiser_with_fresh_noise_cannot_push_bits_below_zero(flow: Flow) -> None:
-    alpha = torch.logit(smooth(flow).clamp(0.02, 0.98)).requires_grad_()
+    rough = torch.randn((4, *flow.shape), generator=generator(0, "rough"))
+    alpha = (torch.logit(smooth(flow).clamp(0.02, 0.98)) + 0.3 * rough).requires_grad_()
     optimiser = torch.optim.Adam([alpha], lr=0.1, betas=(0.5, 0.99))
     start = measure(flow, to_uint8(alpha.sigmoid()), seed=1).mean
     for step in range(60):
