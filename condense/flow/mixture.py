@@ -95,8 +95,8 @@ def random_batch(
     """`count` of the uint8 `images` (N, C, H, W), drawn with replacement and augmented: float (count, C, H, W).
 
     Each is, with probability `blended`, mixed with a constant or with uniform noise, in part or wholly: images where
-    optimisers go and no photograph is. A flow that never saw any prices a grey square above a digit, and noise at
-    hundreds of bits per dimension.
+    optimisers go and no photograph is. A flow that never saw any may price a grey square above a digit, and noise at
+    thousands of bits per dimension (benchmarks/flow).
     """
     batch = to_float(images[torch.randint(len(images), (count,), generator=draws)])
     if augmentation == "crop-flip":
