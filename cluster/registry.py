@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from cluster.store import connect, refusals, sqlite_file, store_uri
+from cluster.store import connect, refusals, require_store, sqlite_file, store_uri
 from condense.errors import DatasetError, OutputError
 
 if TYPE_CHECKING:
@@ -151,6 +151,7 @@ def update_best(uri: str, name: str, key: str = "validation_accuracy") -> Datase
 
 def list_datasets(uri: str) -> list[DatasetVersion]:
     """Every version of every registered dataset, by name, the newest version first."""
+    require_store(uri)
     with refusals(uri, "cannot list datasets"):
         client = connect(uri)
         return [version for name in _names(client) for version in _versions(client, name)]
@@ -167,6 +168,7 @@ def show(uri: str, reference: str) -> DatasetVersion:
     if not match:
         raise DatasetError(f"{reference!r} names no dataset", "write NAME, NAME@alias or NAME/version")
     name, alias, number = check_name(match["name"]), match["alias"], match["version"]
+    require_store(uri)
     with refusals(uri, f"cannot look up {reference!r}"):
         client = connect(uri)
         versions = _versions(client, name)

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condense.errors import TrackingError
+from condense.errors import DatasetError, TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,6 +61,16 @@ def connect(uri: str) -> MlflowClient:
 
     uri = store_uri(uri)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def require_store(uri: str) -> None:
+    """Raises DatasetError where the SQLite file of `uri` does not exist: reading commands make none."""
+    file = sqlite_file(store_uri(uri))
+    if file is not None and not file.exists():
+        raise DatasetError(
+            f"there is no dataset store at {uri}",
+            "make a dataset with `condense run`, or name the store with --tracking-uri",
+        )
 
 
 def check_tracking(uri: str) -> None:
