@@ -56,7 +56,7 @@ def one_run(config: RunConfig) -> dict[str, float | str]:
         "outer_steps": config.outer_steps,
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu,
-        "flow": facts["flow"]["digest"][:12],
+        "flow": (facts["flow"] or {"digest": ""})["digest"][:12],
         "git_revision": facts["git_revision"],
     }
 
@@ -71,7 +71,10 @@ def table(rows: list[dict[str, float]]) -> str:
         own = [row for row in rows if row["bits_weight"] == weight]
         cells = []
         for key, places in zip(KEYS, (2, 3, 0), strict=True):
-            values = [row[key] for row in own]
+            values = [row[key] for row in own if row[key] is not None]
+            if not values:
+                cells.append("-")
+                continue
             cells.append(f"{statistics.mean(values):.{places}f} ± {statistics.pstdev(values):.{places}f}")
         seconds = statistics.mean(row["cpu_seconds"] for row in own)
         lines.append(f"| {weight:g} | {len(own)} | {' | '.join(cells)} | {seconds:.0f} |")
