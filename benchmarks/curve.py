@@ -1,6 +1,6 @@
 """Accuracy against bits: one run per bits_weight and seed, by the product's own path, and the table over them.
 
-    python benchmarks/curve.py CONFIG RESULTS.jsonl --weights 0 5 20 60 200 600 --seeds 0 1 2 -- key=value ...
+    python benchmarks/curve.py CONFIG RESULTS.jsonl --weights 0 5 20 60 200 600 --seeds 0 1 2 --set key=value ...
 
 CONFIG is a run config (examples/fashion-mnist.yaml); key=value are its overrides, such as source=parquet:FILE. Each
 finished run is a line of RESULTS.jsonl; runs that are there already are not repeated, so the command goes on where it
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--weights", type=float, nargs="+", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--part", default="0/1", help="K/N: the K-th of N processes takes every N-th run")
-    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE")
     arguments = parser.parse_args()
     keep_memory()
     part, parts = (int(number) for number in arguments.part.split("/"))
