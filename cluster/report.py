@@ -7,8 +7,6 @@ A dataset's folder is data.parquet, README.md, preview.png and, where a flow mea
 from __future__ import annotations
 
 import io
-import os
-import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ import torch
 import yaml
 from PIL import Image
 
-from condense.errors import DatasetError, OutputError
+from condense.errors import DatasetError
+from condense.files import write_whole
 from condense.parquet import CondensedDataset, content_digest, write_dataset
 from condense.tracking import image_grid
 
@@ -52,10 +51,10 @@ def write_folder(folder: str | Path, dataset: CondensedDataset, *, name: str | N
     """
     folder = Path(folder)
     write_dataset(folder / PARQUET, dataset)
-    _write(folder / PREVIEW, preview(dataset))
+    write_whole(folder / PREVIEW, preview(dataset))
     if dataset.bits_per_dim is not None:
-        _write(folder / BITS, bits_figure(dataset))
-    _write(folder / CARD, card(dataset, name or folder.resolve().name).encode())
+        write_whole(folder / BITS, bits_figure(dataset))
+    write_whole(folder / CARD, card(dataset, name or folder.resolve().name).encode())
     return folder
 
 
@@ -288,19 +287,3 @@ def _png(grid: torch.Tensor) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy()).save(stream, format="PNG", optimize=True)
     return stream.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes beside, then renames: a reader sees the old file or the new one."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        try:
-            with beside.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error}", "set output to a folder that can be written") from None

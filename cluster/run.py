@@ -13,6 +13,7 @@ from condense import local, provenance
 from condense.collective import class_slice
 from condense.condensation import Progress, open_checked
 from condense.config import RunConfig
+from condense.files import check_folder_writable
 from condense.parquet import CondensedDataset
 from condense.sources import DataSource
 from condense.tracking import NullTracker, Tracker
@@ -39,7 +40,7 @@ def run(config: RunConfig, progress: Callable[[Progress], None]) -> Finished:
         CondenseError: see the parts. The MLflow run is marked FAILED, or KILLED on an interrupt; the same config goes
             on from its last checkpoint.
     """
-    local.check_writable(config.output)
+    check_folder_writable(config.output)
     tracked = config.tracking_uri != "none"
     if tracked:
         check_tracking(config.tracking_uri)

@@ -7,18 +7,14 @@ made from the seed and the step.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from condense.errors import CheckpointError, OutputError
+from condense.errors import CheckpointError
+from condense.files import read_tensors, write_tensors
 
 FILE = "checkpoint.safetensors"
 
@@ -72,27 +68,14 @@ class LocalCheckpoints:
 
 
 def write(checkpoint: Checkpoint, path: Path) -> None:
-    """Writes beside `path`, syncs, and renames.
+    """Writes it to `path`, whole or not at all.
 
     Raises:
         OutputError: the folder cannot be written; an older checkpoint there is intact.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     header = {"step": checkpoint.step, "identity": checkpoint.identity, "scalars": checkpoint.scalars}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()},
-            beside,
-            metadata={"condense": json.dumps(header)},
-        )
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise OutputError(f"checkpoint {path} cannot be written: {error}", "free space or set storage=FOLDER") from None
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    write_tensors(path, tensors, header)
 
 
 def read(path: Path) -> Checkpoint:
@@ -102,11 +85,7 @@ def read(path: Path) -> Checkpoint:
         CheckpointError: the file is truncated or is no checkpoint.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["condense"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, header = read_tensors(path)
         return Checkpoint(int(header["step"]), str(header["identity"]), tensors, dict(header["scalars"]))
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"checkpoint {path} is damaged: {type(error).__name__}: {error}", "delete it to start this run anew"
-        ) from None
+    except (KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {path} {error}", "delete it to start this run anew") from None

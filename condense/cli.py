@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 from importlib.util import find_spec
@@ -277,7 +278,8 @@ def _condensed(reference: str, tracking_uri: str, folder: Path):  # type: ignore
 
 
 def main() -> None:
-    """Runs the command line; an expected error is one message and exit code 2."""
+    """Runs the command line; an expected error is one message and exit code 2, SIGTERM ends as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         app(prog_name="condense")
     except CondenseError as error:

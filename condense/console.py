@@ -72,8 +72,11 @@ def show_result(facts: Mapping[str, Any], class_count: int, images: int) -> None
     out.print(table)
     out.print(
         f"bits per dim: real {_optional(bits['per_dim_before'])} -> condensed {_optional(bits['per_dim_after'])}; "
-        f"whole set {_optional(bits['per_set'], 0)} bits, {bits['png_bytes']} PNG bytes; {facts['seconds']:.0f} s",
+        f"whole set {_optional(bits['per_set'], 0)} bits, {bits['png_bytes']} PNG bytes",
     )
+    parts = facts["seconds_by_part"]
+    shares = ", ".join(f"{part} {100 * spent / sum(parts.values()):.0f} %" for part, spent in parts.items())
+    out.print(f"{facts['seconds']:.0f} s, {sum(parts.values()):.0f} s of them in outer steps: {shares}")
 
 
 def _accuracy(found: Mapping[str, float]) -> str:

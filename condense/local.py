@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from condense.checkpoints import LocalCheckpoints
 from condense.collective import Alone
 from condense.condensation import Progress, Surroundings, condense, open_checked
 from condense.config import RunConfig
-from condense.errors import OutputError
+from condense.files import check_folder_writable
 from condense.parquet import CondensedDataset, write_dataset
 from condense.tracking import NullTracker, Tracker
 
@@ -28,7 +26,7 @@ def run(config: RunConfig, progress: Callable[[Progress], None]) -> tuple[Conden
     Raises:
         CondenseError: before any work where the data, the flow or the output folder is wrong.
     """
-    check_writable(config.output)
+    check_folder_writable(config.output)
     source, _ = open_checked(config)
     dataset = condense_here(config, NullTracker(), progress)
     folder = folder_of(config, source.name)
@@ -58,15 +56,3 @@ def folder_of(config: RunConfig, source_name: str) -> Path:
 def forget_checkpoints(config: RunConfig) -> None:
     """Removes the checkpoints of a run whose dataset is written."""
     shutil.rmtree(Path(config.storage) / run_name(config), ignore_errors=True)
-
-
-def check_writable(folder: Path) -> None:
-    """Raises OutputError unless files can be made in `folder`; makes it where it does not exist."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"output folder {folder} cannot be written: {os.strerror(error.errno or 0)}", "set output=FOLDER"
-        ) from None

@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +24,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from condense.errors import DatasetError, NonFiniteError, OutputError, SourceError
+from condense.errors import DatasetError, NonFiniteError, SourceError
+from condense.files import write_whole
 from condense.images import Frame, decode, encode_png, framed_shape, stack
 from condense.pixels import to_float
 
@@ -101,20 +100,9 @@ def write_dataset(path: str | Path, dataset: CondensedDataset) -> Path:
     table = _table(dataset).replace_schema_metadata(
         {"huggingface": json.dumps(_features(dataset)), "condense": json.dumps(provenance, allow_nan=False)}
     )
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with beside.open("wb") as file:
-                pq.write_table(table, file, compression="zstd", use_dictionary=["label", "label_name"])
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error}", "set output to a folder that can be written") from None
-    return path
+    stream = io.BytesIO()
+    pq.write_table(table, stream, compression="zstd", use_dictionary=["label", "label_name"])
+    return write_whole(path, stream.getvalue())
 
 
 def read_dataset(path: str | Path) -> CondensedDataset:

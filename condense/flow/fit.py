@@ -20,10 +20,11 @@ from pydantic import Field
 from torch import Tensor
 
 from condense.errors import CheckpointError, ConfigError, NonFiniteError
+from condense.files import read_tensors, write_tensors
 from condense.flow.bits import bits_per_dim, measure
 from condense.flow.glow import Flow, FlowDescription
 from condense.flow.mixture import Augmentation, Mixture, random_batch
-from condense.flow.store import check_writable, load_card, load_flow, read_tensors, save_flow, write_tensors
+from condense.flow.store import check_writable, load_card, load_flow, save_flow
 from condense.pixels import dequantise
 from condense.seeding import generator
 from condense.settings import Settings

@@ -6,19 +6,15 @@ against the description, the digest over description and bytes, and the flow's e
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from condense.errors import ConfigError, FlowError, OutputError
+from condense.files import check_folder_writable, read_tensors, write_tensors
 from condense.flow.glow import Flow, FlowDescription, tensors_digest
 from condense.pixels import LEVELS, dequantise, to_float
 from condense.seeding import generator
@@ -120,53 +116,11 @@ def flow_for(shape: tuple[int, int, int]) -> str:
     )
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Tensors with a JSON header, written beside `path`, synced, then renamed to it; raises OutputError."""
-    data = safetensors.torch.save(tensors, metadata={"condense": json.dumps(header, sort_keys=True, allow_nan=False)})
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with beside.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error}", "choose another folder, or free its disk") from None
-
-
 def check_writable(path: Path) -> None:
-    """Raises OutputError now where `write_tensors` to this path would raise it after the work is done."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error}", "choose another folder") from None
+    """Raises OutputError now where `save_flow` to this path would raise it after the work is done."""
+    check_folder_writable(path.parent)
     if path.is_dir():
         raise OutputError(f"{path} is a folder", "give the path of a file, ending in .safetensors")
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_tensors` wrote.
-
-    Raises:
-        ValueError: the file is not readable, not whole or not ours; the message says which.
-    """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator in its API)
-            header = json.loads((file.metadata() or {})["condense"])
-    except KeyError:
-        raise ValueError("holds no Condense header") from None
-    except (OSError, safetensors.SafetensorError, ValueError) as error:
-        raise ValueError(f"is damaged or no safetensors file ({error})") from None
-    if not isinstance(header, dict):
-        raise ValueError("holds no Condense header")
-    return tensors, header
 
 
 def _yardsticks() -> Path:

@@ -8,8 +8,9 @@ import safetensors.torch
 import torch
 
 from condense.errors import FlowError, OutputError
+from condense.files import read_tensors, write_tensors
 from condense.flow.glow import Flow, FlowDescription
-from condense.flow.store import FORMAT, flow_for, load_card, load_flow, read_tensors, save_flow, write_tensors
+from condense.flow.store import FORMAT, flow_for, load_card, load_flow, save_flow
 from tests.flow.test_glow import DESCRIPTIONS, pictures, tiny_flow
 
 

@@ -1,0 +1,74 @@
+"""Files that appear whole or not at all: written beside their place, synced, renamed. Tensors with a JSON header."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from condense.errors import OutputError
+
+
+def write_whole(path: Path, content: bytes) -> Path:
+    """Replaces `path` by `content`; a reader sees the old file or the new one, and an error leaves the old one.
+
+    Raises:
+        OutputError: the folder or the file cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with beside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        finally:
+            if beside.exists():
+                beside.unlink()
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}", "choose another folder, or free its disk") from None
+    return path
+
+
+def check_folder_writable(folder: Path) -> None:
+    """Raises OutputError unless files can be made in `folder`; makes it where it does not exist."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"folder {folder} cannot be written: {error}", "choose another folder") from None
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """A safetensors file of contiguous CPU tensors with a JSON header; raises OutputError."""
+    metadata = {"condense": json.dumps(header, sort_keys=True, allow_nan=False)}
+    write_whole(path, safetensors.torch.save(tensors, metadata=metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_tensors` wrote.
+
+    Raises:
+        ValueError: the file is not readable, not whole or not ours; the message says which.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator in its API)
+            header = json.loads((file.metadata() or {})["condense"])
+    except KeyError:
+        raise ValueError("holds no Condense header") from None
+    except (OSError, safetensors.SafetensorError, ValueError) as error:
+        raise ValueError(f"is damaged or no safetensors file ({error})") from None
+    if not isinstance(header, dict):
+        raise ValueError("holds no Condense header")
+    return tensors, header
