@@ -123,7 +123,7 @@ def connected() -> Iterator[None]:
         return
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
-    ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=True, dashboard_host="127.0.0.1")
+    ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     try:
         yield
     finally:

@@ -25,6 +25,10 @@ from condense.networks import NetworkConfig, build_network, initialise_
 from condense.pixels import to_float
 from condense.settings import Settings
 
+# Learners of a CPU are stacked up to this width. Stacking saves launches: three learners of width 32 took 0.75 of the
+# time of one after another; from width 64 on it only leaves the cache (width 128: 1.1 to 1.9 times as long).
+STACKED_WIDTH = 32
+
 TEST_BATCH = 250  # images per forward of each learner; larger ones leave a CPU's cache
 
 
@@ -153,9 +157,7 @@ class Evaluator:
             NonFiniteError: a learner's loss stopped being finite.
         """
         mine = range(learners)[collective.rank :: collective.size]
-        # One group on a GPU, where launches dominate; one learner at a time on a CPU, where a stacked step of
-        # width-128 learners took 1.1 to 1.9 times as long as the same learners one after another.
-        group = learners if images.device.type == "cuda" else 1
+        group = learners if images.device.type == "cuda" or self.network.width <= STACKED_WIDTH else 1
         scored = torch.zeros((learners,), device=images.device, dtype=torch.float64)
         for start in range(0, len(mine), group):
             chosen = mine[start : start + group]
