@@ -40,7 +40,7 @@ def run(config: RunConfig, progress: Callable[[Progress], None]) -> Finished:
         CondenseError: see the parts. The MLflow run is marked FAILED, or KILLED on an interrupt; the same config goes
             on from its last checkpoint.
     """
-    check_folder_writable(config.output)
+    check_folder_writable(config.output, "set output=FOLDER")
     tracked = config.tracking_uri != "none"
     if tracked:
         check_tracking(config.tracking_uri)

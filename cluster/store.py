@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 SQLITE = "sqlite:///"
 ARTIFACTS = "mlartifacts"  # folder beside an SQLite file; MLflow's own default is the working directory
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 
 # Answers that will not change by waiting; everything else that goes wrong is an outage.
 REFUSALS = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})

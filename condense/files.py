@@ -39,14 +39,14 @@ def write_whole(path: Path, content: bytes) -> Path:
     return path
 
 
-def check_folder_writable(folder: Path) -> None:
+def check_folder_writable(folder: Path, remedy: str = "choose another folder") -> None:
     """Raises OutputError unless files can be made in `folder`; makes it where it does not exist."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OutputError(f"folder {folder} cannot be written: {error}", "choose another folder") from None
+        raise OutputError(f"folder {folder} cannot be written: {error}", remedy) from None
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ def run(config: RunConfig, progress: Callable[[Progress], None]) -> tuple[Conden
     Raises:
         CondenseError: before any work where the data, the flow or the output folder is wrong.
     """
-    check_folder_writable(config.output)
+    check_folder_writable(config.output, "set output=FOLDER")
     source, _ = open_checked(config)
     dataset = condense_here(config, NullTracker(), progress)
     folder = folder_of(config, source.name)

@@ -25,6 +25,7 @@ SETTINGS = (
     "network.width=8",
     "network.depth=2",
     "matching.real_batch=8",
+    "matching.updates=1",
     "matching.inner_epochs=3",
     "outer_steps=6",
     "checkpoint_every=1",
