@@ -240,16 +240,14 @@ class _Run:
         self, images: Tensor, labels: Tensor, test: LabelledImages, name: str, index: int, total: int
     ) -> Evaluation:
         self._tell(f"testing {name}", index, total, {})
-        evaluation = self.evaluator.evaluate(
-            images,
-            labels,
-            test.images.to(images.device),
-            test.labels.to(images.device),
-            learners=self.config.evaluation.learners,
-            collective=self.around.collective,
-        )
+        evaluation = self._evaluate(images, labels, test, self.config.evaluation.learners)
         self._tell(f"tested {name}", index + 1, total, {"accuracy": evaluation.mean})
         return evaluation
+
+    def _evaluate(self, images: Tensor, labels: Tensor, held_out: LabelledImages, learners: int) -> Evaluation:
+        device = images.device
+        tested = held_out.images.to(device), held_out.labels.to(device)
+        return self.evaluator.evaluate(images, labels, *tested, learners=learners, collective=self.around.collective)
 
     def _mean_bits(self, part: Tensor) -> float | None:
         """Mean bits per dim over all workers of slice images (C, n, channels, H, W); None without a flow."""
@@ -264,14 +262,7 @@ class _Run:
         """Validation accuracy, bits and pictures at one step."""
         images = self.whole(self.engine.synthetic.images_uint8())
         labels = self.whole(self.engine.synthetic.labels)
-        evaluation = self.evaluator.evaluate(
-            images,
-            labels,
-            validation.images.to(images.device),
-            validation.labels.to(images.device),
-            learners=self.config.evaluation.validation_learners,
-            collective=self.around.collective,
-        )
+        evaluation = self._evaluate(images, labels, validation, self.config.evaluation.validation_learners)
         bits = self._mean_bits(self.engine.synthetic.images_uint8())
         self.validation = {"accuracy_mean": evaluation.mean, "accuracy_std": evaluation.std}
         if not self.first:
