@@ -1,7 +1,8 @@
-"""Differentiable Siamese augmentation (DSA): one random transform, the same draw wherever it is applied.
+"""Augmentation of normalised images, where zero is the mean colour: what padding and cutout leave.
 
-Zhao, Bilen 2021. A draw is one transform out of six with its numbers; `augment` applies it. Images are normalised,
-so that zero, which padding and cutout leave, is the mean colour.
+Differentiable Siamese augmentation (DSA, Zhao, Bilen 2021): one random transform out of six, the same draw wherever it
+is applied; a draw holds its numbers, `augment` applies it. `crop_scale_rotate` is the older one that DC's authors train
+their MNIST evaluation networks with: a transform of its own for each image.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ STRATEGIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
 # Strengths of the published code.
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
 CROP, CUTOUT, FLIP, SCALE, ROTATE_DEGREES = 0.125, 0.5, 0.5, 1.2, 15.0
+DC_CROP_PIXELS, DC_SCALE, DC_ROTATE_DEGREES = 4, 0.2, 45.0
 
 
 class Draw(NamedTuple):
@@ -52,6 +54,24 @@ def augment(images: Tensor, draw: Draw) -> Tensor:
         case _:
             ones = torch.ones_like(numbers[:, 0])
             return _affine(images, ones, ones, (2 * numbers[:, 0] - 1) * math.radians(ROTATE_DEGREES))
+
+
+def crop_scale_rotate(images: Tensor, draws: torch.Generator) -> Tensor:
+    """Each of the (N, C, H, W) images is shifted by up to 4 pixels, or its sides are scaled by 0.8 to 1.2, or it is
+    rotated by up to 45 degrees; what comes into view has the mean colour of all (published code of Zhao et al. 2021).
+    """
+    count, _, height, width = images.shape
+    kind = torch.randint(3, (count,), generator=draws)
+    numbers = 2 * torch.rand((count, 2), generator=draws) - 1
+    shift = torch.where((kind == 0)[:, None], (numbers * (DC_CROP_PIXELS + 0.5)).round(), 0.0)
+    scale = torch.where((kind == 1)[:, None], 1 + DC_SCALE * numbers, 1.0)
+    angle = torch.where(kind == 2, math.radians(DC_ROTATE_DEGREES) * numbers[:, 0], 0.0)
+    rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(count, 2, 2)
+    move = 2 * shift / torch.tensor([width, height])
+    theta = torch.cat([rotation / scale[:, None], move[:, :, None]], 2).to(images.device, images.dtype)
+    fill = images.mean((0, 2, 3), keepdim=True)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images - fill, grid, align_corners=False) + fill
 
 
 def _color(images: Tensor, numbers: Tensor) -> Tensor:

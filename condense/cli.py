@@ -94,7 +94,7 @@ def run(
 def evaluate(
     dataset: Annotated[str, typer.Argument(help="A condensed Parquet file or folder, or NAME[@alias|/version].")],
     source: Annotated[str | None, typer.Option(help="Where the real data is now.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="dc or dsa; the file's own by default.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="dc, dc-augmented or dsa; the file's own by default.")] = None,
     learners: Annotated[int | None, typer.Option(min=1, help="Fresh networks to train.")] = None,
     tracking_uri: Tracking = STORE,
 ) -> None:

@@ -1,11 +1,13 @@
 """Recipes, stacked learners, augmentation, controls."""
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
 
 from condense import controls
-from condense.augment import STRATEGIES, Draw, augment, draw_transform
+from condense.augment import STRATEGIES, Draw, augment, crop_scale_rotate, draw_transform
 from condense.collective import Alone
 from condense.evaluation import RECIPES, Evaluator, Normalisation, Recipe
 from condense.networks import MLP, ConvNet, NetworkConfig, build_network, initialise_
@@ -25,7 +27,7 @@ def evaluator(recipe: Recipe) -> Evaluator:
     return Evaluator(recipe, NetworkConfig(name="mlp", width=8, depth=1), 2, Normalisation((0.4,), (0.2,)), seed=1)
 
 
-QUICK = Recipe("quick", epochs=20, augmented=False)
+QUICK = Recipe("quick", epochs=20, augmentation="none")
 
 
 def test_learners_trained_on_a_set_classify_the_test_images() -> None:
@@ -34,9 +36,12 @@ def test_learners_trained_on_a_set_classify_the_test_images() -> None:
     assert len(found.accuracies) == 3
 
 
-def test_the_same_seed_gives_the_same_accuracies_whatever_else_is_trained() -> None:
+@pytest.mark.parametrize("augmentation", ["crop-scale-rotate", "dsa"])
+def test_the_same_seed_gives_the_same_accuracies_whatever_else_is_trained(
+    augmentation: Literal["crop-scale-rotate", "dsa"],
+) -> None:
     def accuracies(learners: int) -> tuple[float, ...]:
-        hard = Recipe("short", epochs=1, augmented=True)
+        hard = Recipe("short", epochs=1, augmentation=augmentation)
         return evaluator(hard).evaluate(*toy(20, 0), *toy(201, 1), learners=learners, collective=Alone()).accuracies
 
     assert accuracies(3)[:2] == accuracies(2)
@@ -53,8 +58,11 @@ def test_stacked_learners_equal_the_same_learners_one_by_one() -> None:
 
 
 def test_the_recipes_are_the_published_ones() -> None:
-    assert (RECIPES["dc"].epochs, RECIPES["dc"].augmented) == (300, False)
-    assert (RECIPES["dsa"].epochs, RECIPES["dsa"].augmented) == (1000, True)
+    assert {name: (recipe.epochs, recipe.augmentation) for name, recipe in RECIPES.items()} == {
+        "dc": (300, "none"),
+        "dc-augmented": (1000, "crop-scale-rotate"),
+        "dsa": (1000, "dsa"),
+    }
     assert {(r.learning_rate, r.momentum, r.weight_decay, r.batch_size) for r in RECIPES.values()} == {
         (0.01, 0.9, 5e-4, 256)
     }
@@ -98,6 +106,28 @@ def test_the_middle_of_every_geometric_draw_is_the_identity() -> None:
     images = torch.rand((2, 1, 16, 16))
     for kind in ("rotate", "crop"):
         torch.testing.assert_close(augment(images, Draw(kind, torch.full((1, 4), 0.5))), images, rtol=1e-4, atol=1e-5)
+
+
+def test_crop_scale_rotate_shifts_scales_or_rotates_each_image_about_its_middle() -> None:
+    image = torch.zeros((1, 1, 41, 41))
+    image[..., 14:27, 16:25] = 1  # an upright rectangle in the middle
+    changed = crop_scale_rotate(image.expand(600, -1, -1, -1), torch.Generator().manual_seed(0))[:, 0]
+    ink = (changed > 0.5).float()
+    middle = torch.arange(41.0) - 20
+    height, width = ink.amax(2).sum(1), ink.amax(1).sum(1)
+    at = torch.stack([(ink * middle[:, None]).sum((1, 2)), (ink * middle).sum((1, 2))], 1) / ink.sum((1, 2))[:, None]
+
+    shifted = (height == 13) & (width == 9) & (at.abs().amax(1) > 0.5)
+    torch.testing.assert_close(at[shifted], at[shifted].round())
+    assert set(at[shifted].flatten().int().tolist()) == set(range(-4, 5))
+    rectangle = ink.sum((1, 2)) == height * width
+    scaled = rectangle & ~shifted & ((height != 13) | (width != 9))
+    assert (float(height[scaled].min()), float(height[scaled].max())) == (11, 15)
+    assert (float(width[scaled].min()), float(width[scaled].max())) == (7, 11)
+    turned = ~rectangle
+    assert float(width[turned].max()) >= 14  # 45 degrees: (13 + 9) / sqrt(2), cut at half a pixel
+    for kind in (shifted, scaled, turned):
+        assert 0.15 < float(kind.float().mean()) < 0.4
 
 
 def test_flip_is_never_drawn_where_it_would_change_the_class() -> None:
