@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -57,13 +58,16 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """Revision of the checkout that this code runs from, "-dirty" where it was changed; None if installed."""
+    """Revision of the checkout that this code runs from, "-dirty" where it was changed.
+
+    Installed code has no checkout: there it is what CONDENSE_REVISION says, which the container image sets, or None.
+    """
     here = Path(__file__)
     try:
         _git(here.parent, "ls-files", "--error-unmatch", here.name)  # fails inside the checkout of something else
         return _git(here.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get("CONDENSE_REVISION")
 
 
 def _git(folder: Path, *arguments: str) -> str:

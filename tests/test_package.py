@@ -78,7 +78,10 @@ def test_the_distribution_and_the_package_state_the_same_version() -> None:
     assert metadata.version(NAME) == __version__
 
 
-def test_installed_inside_another_checkout_the_code_states_no_revision(tmp_path: Path) -> None:
+def test_installed_inside_another_checkout_the_code_states_the_revision_of_its_image_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CONDENSE_REVISION", raising=False)
     installed = tmp_path / "venv" / "provenance.py"
     installed.parent.mkdir()
     installed.write_text(Path(provenance.__file__).read_text(encoding="utf-8"), encoding="utf-8")
@@ -91,6 +94,9 @@ def test_installed_inside_another_checkout_the_code_states_no_revision(tmp_path:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.git_revision() is None
+    monkeypatch.setenv("CONDENSE_REVISION", "abc123")
+    assert module.git_revision() == "abc123"
+    assert provenance.git_revision() != "abc123", "a checkout knows better"
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
