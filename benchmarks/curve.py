@@ -29,10 +29,11 @@ from condense import condensation
 from condense.allocator import keep_memory
 from condense.checkpoints import NoCheckpoints
 from condense.collective import Alone
-from condense.condensation import Progress, Surroundings, condense
+from condense.condensation import condense
 from condense.config import RunConfig
 from condense.objectives import build_objective
 from condense.settings import resolve
+from condense.surroundings import Progress, Surroundings
 from condense.tracking import NullTracker
 
 KEYS = ("accuracy", "bits_per_dim", "png_bytes")

@@ -11,11 +11,12 @@ from cluster.registry import DatasetVersion
 from cluster.store import check_tracking
 from condense import local, provenance
 from condense.collective import class_slice
-from condense.condensation import Progress, open_checked
+from condense.condensation import open_checked
 from condense.config import RunConfig
 from condense.files import check_folder_writable
 from condense.parquet import CondensedDataset
 from condense.sources import DataSource
+from condense.surroundings import Progress
 from condense.tracking import NullTracker, Tracker
 
 EXPERIMENT = "condense"

@@ -21,12 +21,13 @@ from condense import checkpoints
 from condense.allocator import keep_memory
 from condense.checkpoints import Checkpoint
 from condense.collective import Alone, ProcessGroup, class_slice
-from condense.condensation import Progress, Surroundings, condense
+from condense.condensation import condense
 from condense.config import RunConfig
 from condense.errors import CheckpointError, CondenseError, ConfigError, FlowError, NonFiniteError, SourceError
 from condense.local import run_name
 from condense.parquet import CondensedDataset
 from condense.settings import validate
+from condense.surroundings import Progress, Surroundings
 from condense.tracking import Tracker
 
 PROGRESS_EVERY_S = 0.5

@@ -48,9 +48,9 @@ def run(
     Interrupted? Run the same command again: it goes on from the last checkpoint.
     """
     from condense import console
-    from condense.condensation import Progress
     from condense.config import RunConfig
     from condense.settings import resolve
+    from condense.surroundings import Progress
 
     resolved = resolve(RunConfig, config, overrides or [])
     alone = resolved.workers == 0 and (resolved.tracking_uri == "none" or not find_spec("mlflow"))

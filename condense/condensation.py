@@ -10,15 +10,13 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from condense import controls, provenance
-from condense.checkpoints import Checkpoint, Checkpoints
+from condense.checkpoints import Checkpoint
 from condense.collective import Collective, agree, class_slice
 from condense.config import RunConfig
 from condense.engine import Engine, StepResult
@@ -38,33 +36,13 @@ from condense.sources import (
     combine_digests,
     open_source,
 )
+from condense.surroundings import Progress, Surroundings
 from condense.synthetic import initial_set
-from condense.tracking import Tracker, image_grid
+from condense.tracking import image_grid
 
 log = logging.getLogger(__name__)
 
 REAL_BITS_IMAGES = 500  # real images behind "bits per dim before": their mean is known to about 1 %
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands: `stage` in words, `done` of `total`, and the latest numbers."""
-
-    stage: str
-    done: int
-    total: int
-    values: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What a run is given besides its config: its workers, and where it tells and keeps things."""
-
-    collective: Collective
-    tracker: Tracker
-    checkpoints: Checkpoints
-    progress: Callable[[Progress], None]
-    device: torch.device
 
 
 def open_checked(config: RunConfig) -> tuple[DataSource, str | None]:

@@ -6,15 +6,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from condense.allocator import keep_memory
 from condense.checkpoints import LocalCheckpoints
 from condense.collective import Alone
-from condense.condensation import Progress, Surroundings, condense, open_checked
+from condense.condensation import condense, open_checked
 from condense.config import RunConfig
 from condense.files import check_folder_writable
 from condense.parquet import CondensedDataset, write_dataset
+from condense.surroundings import Progress, Surroundings, local_device
 from condense.tracking import NullTracker, Tracker
 
 PARQUET = "data.parquet"
@@ -38,9 +37,8 @@ def run(config: RunConfig, progress: Callable[[Progress], None]) -> tuple[Conden
 def condense_here(config: RunConfig, tracker: Tracker, progress: Callable[[Progress], None]) -> CondensedDataset:
     """`condense` on this machine's GPU if it has one, else its CPU, with checkpoints under `storage`."""
     keep_memory()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checkpoints = LocalCheckpoints(Path(config.storage) / run_name(config))
-    return condense(config, Surroundings(Alone(), tracker, checkpoints, progress, device))
+    return condense(config, Surroundings(Alone(), tracker, checkpoints, progress, local_device()))
 
 
 def run_name(config: RunConfig) -> str:

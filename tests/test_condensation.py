@@ -9,12 +9,13 @@ import torch
 from condense import checkpoints
 from condense.checkpoints import Checkpoint, LocalCheckpoints, NoCheckpoints
 from condense.collective import Alone
-from condense.condensation import Progress, Surroundings, condense
+from condense.condensation import condense
 from condense.config import RunConfig
 from condense.errors import CheckpointError, OutputError
 from condense.parquet import CondensedDataset, read_dataset, write_dataset
 from condense.reproduce import evaluate_dataset
 from condense.settings import resolve
+from condense.surroundings import Progress, Surroundings
 from condense.tracking import RecordingTracker
 
 TINY = (

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from condense.condensation import Progress
 from condense.config import RunConfig
 from condense.errors import ConfigError
 from condense.local import condense_here
 from condense.parquet import CondensedDataset
 from condense.settings import resolve
+from condense.surroundings import Progress
 from condense.tracking import NullTracker
 
 pytestmark = pytest.mark.ray
