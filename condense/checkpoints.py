@@ -51,20 +51,19 @@ class NoCheckpoints:
 
 
 class LocalCheckpoints:
-    """The latest checkpoint in one folder."""
+    """The latest checkpoint in one folder, as one file."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, file: str = FILE) -> None:
+        self.path = folder / file
 
     def save(self, checkpoint: Checkpoint | None, metrics: dict[str, float]) -> None:
         """Replaces the stored checkpoint."""
         if checkpoint is not None:
-            write(checkpoint, self.folder / FILE)
+            write(checkpoint, self.path)
 
     def latest(self) -> Checkpoint | None:
         """The stored checkpoint, if there is one."""
-        path = self.folder / FILE
-        return read(path) if path.exists() else None
+        return read(self.path) if self.path.exists() else None
 
 
 def write(checkpoint: Checkpoint, path: Path) -> None:

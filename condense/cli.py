@@ -246,19 +246,17 @@ def fit(
 ) -> None:
     """Train a flow on a dataset of yours, with progress and exact resume."""
     from condense import console
-    from condense.allocator import keep_memory
-    from condense.flow.fit import FitProgress, FlowFitConfig
     from condense.flow.fit import fit as train
+    from condense.flow.recipe import FlowFitConfig
     from condense.settings import resolve
+    from condense.surroundings import Progress
 
     resolved = resolve(FlowFitConfig, config, overrides or [])
-    console.show_config(f"condense flow fit {config}", resolved.model_dump(mode="json"))
-    keep_memory()
+    console.show_config(f"condense flow fit {config}", resolved.as_dict())
     with console.progress_shown() as shown:
 
-        def progress(at: FitProgress) -> None:
-            values = {"bits_per_dim": at.bits_per_dim} | ({} if at.held_out is None else {"held_out": at.held_out})
-            shown("fitting", at.step, at.steps, values)
+        def progress(at: Progress) -> None:
+            shown(at.stage, at.done, at.total, at.values)
 
         result = train(resolved, resume=resume, progress=progress)
     console.show_config(f"flow {result.path} ({result.digest[:12]})", result.card)

@@ -90,9 +90,7 @@ class RunConfig(Settings):
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as they go into provenance and tracking: without the password that a URI may hold."""
-        values = self.model_dump(mode="json")
-        for key in ("tracking_uri", "storage", "source"):
-            values[key] = re.sub(r"//[^/@\s]*@", "//***@", values[key])
+        values: dict[str, Any] = settings.without_passwords(self.model_dump(mode="json"))
         return values
 
     def dataset_name(self, source_name: str) -> str:

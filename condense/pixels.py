@@ -39,3 +39,8 @@ def dequantise(images: Tensor, noise: Tensor | float = 0.5) -> Tensor:
         (N, C, H, W) in [-1/2, 1/2).
     """
     return (images * (LEVELS - 1) + noise) / LEVELS - 0.5
+
+
+def quantise(x: Tensor) -> Tensor:
+    """The 8-bit images, uint8, in whose bins x of any shape lies: undoes `dequantise`; values outside are clamped."""
+    return ((x + 0.5) * LEVELS).floor().clamp(0, LEVELS - 1).to(torch.uint8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -97,6 +98,15 @@ def digest(values: dict[str, Any]) -> str:
     """SHA-256 of plain values in canonical JSON, as hexadecimal."""
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def without_passwords(value: Any) -> Any:
+    """Plain values with the password of every URI in them masked."""
+    if isinstance(value, str):
+        return re.sub(r"//[^/@\s]*@", "//***@", value)
+    if isinstance(value, dict):
+        return {key: without_passwords(inner) for key, inner in value.items()}
+    return [without_passwords(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _assign(values: dict[str, Any], path: Sequence[str], value: Any, override: str) -> None:

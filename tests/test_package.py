@@ -13,7 +13,7 @@ import pytest
 
 from condense import __version__, provenance
 from condense.config import RunConfig
-from condense.flow.fit import FlowFitConfig
+from condense.flow.recipe import FlowFitConfig
 from condense.settings import Settings, resolve
 from tests.conftest import ROOT
 

@@ -1,7 +1,9 @@
 """Training a flow by maximum likelihood: the loop behind `condense flow fit`.
 
-One process, one step at a time. Every draw is named by its step, so a run that was killed and resumed ends in the same
-bytes as one that was not. The schedule counts steps, not seconds, for the same reason.
+Every worker runs `train` with the same config and its own share of each batch; in one process there is one worker.
+Every draw is named by its step and made whole by all, so a run that was killed and resumed ends in the same bytes as
+one that was not, and the workers' shares together are the batch of one worker. The schedule counts steps, not seconds,
+for the same reason.
 """
 
 from __future__ import annotations
@@ -10,82 +12,43 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from condense.errors import CheckpointError, ConfigError, NonFiniteError
-from condense.files import read_tensors, write_tensors
+from condense.allocator import keep_memory
+from condense.checkpoints import LocalCheckpoints
+from condense.collective import Alone, Collective, agree
+from condense.errors import ConfigError, NonFiniteError, SourceError
 from condense.flow.bits import bits_per_dim, measure
-from condense.flow.glow import Flow, FlowDescription
-from condense.flow.mixture import Augmentation, Mixture, random_batch
+from condense.flow.fit_checkpoint import FitState, restore_, to_checkpoint
+from condense.flow.glow import Flow
+from condense.flow.mixture import Mixture, random_batch
+from condense.flow.recipe import PLACES, FlowFitConfig, learning_rate_at
 from condense.flow.store import check_writable, load_card, load_flow, save_flow
-from condense.pixels import dequantise
+from condense.pixels import dequantise, quantise
 from condense.seeding import generator
-from condense.settings import Settings
-from condense.settings import digest as settings_digest
 from condense.sources import DataConfig
+from condense.surroundings import Progress, Surroundings, local_device
+from condense.tracking import NullTracker, Tracker, image_grid
 
 log = logging.getLogger(__name__)
 
-
-class FlowFitConfig(Settings):
-    """How one flow is trained."""
-
-    name: str = Field("flow", min_length=1)
-    source: str | tuple[str, ...]  # several are mixed: each image is equally likely
-    validation_fraction: float = Field(0.02, gt=0, lt=1)
-    root: Path = Path("data")  # where torchvision's datasets are
-    download: bool = False
-
-    architecture: FlowDescription = FlowDescription()
-    start_from: str | None = None  # a shipped name or a file whose weights training goes on from
-
-    steps: int = Field(4000, ge=1)
-    batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(5e-3, gt=0)
-    schedule: Literal["cosine", "constant"] = "cosine"  # to zero at the last step
-    warmup_steps: int = Field(50, ge=0)
-    # Of the loss in bits per dimension; larger gradients are scaled down. Usual norms are near 15: this is for spikes,
-    # and clipping at 1 was slower (3.98 bits against 3.97 after 50 CPU-seconds, two runs).
-    gradient_norm: float = Field(50.0, gt=0)
-    averaging: float = Field(0.998, ge=0, lt=1)  # decay of the weights' moving average, which is what is stored
-    precision: Literal["float32", "bfloat16"] = "float32"  # of the coupling networks in training; all else is float32
-    augmentation: Augmentation = "flip"
-    blended: float = Field(0.0, ge=0, lt=1)  # share of images mixed with a constant or noise (see random_batch)
-    initial_images: int = Field(512, ge=1)  # batch that initialises the channel mixing
-    seed: int = 0
-
-    output: Path = Path("flow.safetensors")
-    evaluate_every: int = Field(500, ge=1)
-    evaluation_images: int = Field(512, ge=1)
-    checkpoint_every: int = Field(500, ge=1)
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The specs, one or several."""
-        return (self.source,) if isinstance(self.source, str) else self.source
-
-    @property
-    def checkpoint(self) -> Path:
-        """Where an unfinished run keeps its state, beside the output."""
-        return self.output.with_suffix(".checkpoint.safetensors")
+SAMPLES = 36  # pictures of what the flow has learned, at each evaluation
+SAMPLE_TEMPERATURE = 0.7  # of the base density: at 1, a flow this small draws mostly noise
+TRACKED_POINTS = 200  # of the training curve
 
 
 @dataclass(frozen=True)
-class FitProgress:
-    """Told after each step. bits_per_dim: of the step's batch. held_out: of validation images, on evaluation steps."""
+class Fitted:
+    """A trained flow on the CPU, and what its file says of it."""
 
-    step: int
-    steps: int
-    bits_per_dim: float
-    held_out: float | None
-    cpu_seconds: float
+    flow: Flow
+    card: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -97,75 +60,87 @@ class FitResult:
     card: dict[str, Any]
 
 
-@dataclass
-class _State:
-    """What a checkpoint holds: the flow, its average, Adam's moments, the step, and the record so far."""
-
-    flow: Flow
-    average: Flow
-    optimiser: torch.optim.Adam
-    step: int = 0
-    cpu_seconds: float = 0.0
-    curve: list[dict[str, float]] = field(default_factory=list)
-
-
 def fit(
     config: FlowFitConfig,
     *,
     resume: bool = False,
-    progress: Callable[[FitProgress], None] | None = None,
-    device: torch.device | str = "cpu",
+    progress: Callable[[Progress], None] | None = None,
+    tracker: Tracker | None = None,
 ) -> FitResult:
-    """Trains a flow, stores it with its card at `config.output`, and removes the checkpoint.
+    """Trains a flow in this process, on its GPU if it has one, and stores it with its card at `config.output`.
 
     Args:
-        config: the recipe.
+        config: the recipe; `workers` is not looked at.
         resume: go on from the checkpoint beside the output, if there is one; the result is that of an unbroken run.
         progress: called after each step; what it raises ends the run.
-        device: where the flow is trained.
+        tracker: told of the curves and shown samples.
+
+    Raises:
+        OutputError: the output's folder cannot be written; found out before training.
+        CondenseError: as `train`.
+    """
+    check_writable(config.output)
+    keep_memory()
+    if not resume:
+        config.checkpoint.unlink(missing_ok=True)
+    checkpoints = LocalCheckpoints(config.checkpoint.parent, config.checkpoint.name)
+    tell = progress or (lambda at: None)
+    fitted = train(config, Surroundings(Alone(), tracker or NullTracker(), checkpoints, tell, local_device()))
+    assert fitted is not None
+    return store(fitted, config)
+
+
+def store(fitted: Fitted, config: FlowFitConfig) -> FitResult:
+    """Writes the flow with its card to `config.output`, and removes the checkpoint beside it; raises OutputError."""
+    digest = save_flow(fitted.flow, config.output, fitted.card)
+    config.checkpoint.unlink(missing_ok=True)
+    return FitResult(config.output, digest, fitted.card)
+
+
+def train(config: FlowFitConfig, around: Surroundings) -> Fitted | None:
+    """The flow of a recipe; goes on from the latest checkpoint. None on all workers but the first.
 
     Raises:
         SourceError: data that is missing, damaged, constant, or of fewer channels than the flow.
         ConfigError: `start_from` is of another architecture. FlowError: it cannot be loaded.
-        CheckpointError: a damaged checkpoint, or one of another config.
+        CheckpointError: a damaged checkpoint, or one of another recipe.
         NonFiniteError: the loss stopped being a number; names the step.
-        OutputError: the output's folder cannot be written; found out before training.
     """
-    started = time.process_time()
-    check_writable(config.output)
-    mixture = _open_mixture(config)
-    train, held_out = mixture.train(), mixture.validation(config.evaluation_images)
-    state = _fresh(config, train, device)
-    if resume and config.checkpoint.exists():
-        _restore_(state, config)
+    mixture, images, held_out = _load(config, around)
+    state, identity = _fresh(config, images, around), config.identity()
+    checkpoint = around.checkpoints.latest()
+    if checkpoint is not None:
+        restore_(state, checkpoint, identity)
         log.info("%s: resumed at step %d", config.name, state.step)
-    before = state.cpu_seconds
+    first, clock = around.collective.rank == 0, _Clock(state, around)
+    tracked_every = max(1, config.steps // TRACKED_POINTS)
     while state.step < config.steps:
-        loss = _step_(state, config, train, device)
-        state.cpu_seconds = before + time.process_time() - started
-        bits = None
+        values = {"train_bits_per_dim": _step_(state, config, images, around)}
         if state.step % config.evaluate_every == 0 or state.step == config.steps:
-            bits = _held_out_bits(state.average, held_out, config.seed, device)
-            state.curve.append({"step": state.step, "cpu_seconds": round(state.cpu_seconds, 1), "bits_per_dim": bits})
+            bits = measure(state.average, held_out, seed=config.seed, device=around.device).mean
+            values["held_out_bits_per_dim"] = bits
+            clock.read_(state)
+            times = {"cpu_seconds": round(state.cpu_seconds, 1), "seconds": round(state.seconds, 1)}
+            state.curve.append({"step": state.step, **times, "bits_per_dim": bits})
+            if first:
+                around.tracker.images("samples", _samples(state.average, config.seed, around.device), state.step)
+        if first and (state.step % tracked_every == 0 or "held_out_bits_per_dim" in values):
+            rate = learning_rate_at(config, state.step - 1)
+            around.tracker.metrics({**values, "learning_rate": rate}, state.step)
         if state.step % config.checkpoint_every == 0:
-            _store(state, config)
-        if progress is not None:
-            progress(FitProgress(state.step, config.steps, loss, bits, state.cpu_seconds))
-    card = _card(config, mixture, state, train, device)
-    digest = save_flow(state.average, config.output, card)
-    config.checkpoint.unlink(missing_ok=True)
-    return FitResult(config.output, digest, card)
+            clock.read_(state)
+            around.checkpoints.save(to_checkpoint(state, identity) if first else None, {"step": state.step, **values})
+        if first:
+            around.progress(Progress("fitting", state.step, config.steps, values))
+    clock.read_(state)
+    if not first:
+        return None
+    card = _card(config, mixture, state, len(images), around)
+    return Fitted(state.average.cpu(), card)
 
 
-def learning_rate_at(config: FlowFitConfig, step: int) -> float:
-    """The learning rate of step 0, 1 ...: a linear warm-up, then constant or half a cosine towards zero."""
-    warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
-    if config.schedule == "constant":
-        return config.learning_rate * warm
-    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-
-
-def _open_mixture(config: FlowFitConfig) -> Mixture:
+def open_mixture(config: FlowFitConfig) -> Mixture:
+    """The recipe's sources, opened but not read; raises SourceError and ConfigError."""
     data = DataConfig(
         image_size=config.architecture.image_size,
         validation_fraction=config.validation_fraction,
@@ -175,15 +150,42 @@ def _open_mixture(config: FlowFitConfig) -> Mixture:
     return Mixture(config.sources, data, config.architecture.channels, seed=config.seed)
 
 
-def _fresh(config: FlowFitConfig, train: Tensor, device: torch.device | str) -> _State:
+class _Clock:
+    """Adds what this process spends to the times of a state, summed over workers where they are CPU-seconds."""
+
+    def __init__(self, state: FitState, around: Surroundings) -> None:
+        self._around = around
+        self._before = state.cpu_seconds, state.seconds
+        self._started = time.process_time(), time.perf_counter()
+
+    def read_(self, state: FitState) -> None:
+        """Sets the times; every worker must call it."""
+        spent = torch.tensor(time.process_time() - self._started[0], dtype=torch.float64, device=self._around.device)
+        state.cpu_seconds = self._before[0] + float(self._around.collective.sum_(spent))
+        state.seconds = self._before[1] + time.perf_counter() - self._started[1]
+
+
+def _load(config: FlowFitConfig, around: Surroundings) -> tuple[Mixture, Tensor, Tensor]:
+    """The sources, their train images and the held-out ones; what one worker cannot read stops all."""
+    failure: SourceError | None = None
+    try:
+        mixture = open_mixture(config)
+        images, held_out = mixture.train(), mixture.validation(config.evaluation_images)
+    except SourceError as error:
+        failure = error
+    agree(around.collective, failure, around.device)
+    return mixture, images, held_out
+
+
+def _fresh(config: FlowFitConfig, images: Tensor, around: Surroundings) -> FitState:
     # nn layers draw their initial weights from the global generator: it is set aside and given back.
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(generator(config.seed, "flow-weights").get_state())
         flow = Flow(config.architecture)
     if config.start_from is None:
         draws = generator(config.seed, "flow-initial")
-        images = random_batch(train, config.initial_images, config.augmentation, draws)
-        x = dequantise(images, torch.rand(images.shape, generator=draws))
+        batch = random_batch(images, config.initial_images, config.augmentation, draws)
+        x = dequantise(batch, torch.rand(batch.shape, generator=draws))
         flow.initialise_(x, generator(config.seed, "flow-rotation"))
     else:
         start = load_flow(config.start_from)
@@ -193,27 +195,37 @@ def _fresh(config: FlowFitConfig, train: Tensor, device: torch.device | str) -> 
                 "set architecture to the same",
             )
         flow.load_state_dict(start.state_dict())
-    flow.to(device)
+    flow.to(around.device)
+    with torch.no_grad():
+        for tensor in flow.state_dict().values():  # the first worker's: eigenvectors can differ between kinds of CPU
+            around.collective.sum_(tensor if around.collective.rank == 0 else tensor.zero_())
     average = copy.deepcopy(flow).requires_grad_(False)
-    return _State(flow, average, torch.optim.Adam(flow.parameters(), lr=config.learning_rate, betas=(0.9, 0.99)))
+    return FitState(flow, average, torch.optim.Adam(flow.parameters(), lr=config.learning_rate, betas=(0.9, 0.99)))
 
 
-def _step_(state: _State, config: FlowFitConfig, train: Tensor, device: torch.device | str) -> float:
+def _step_(state: FitState, config: FlowFitConfig, images: Tensor, around: Surroundings) -> float:
     """One step of Adam on the mean bits per dimension of a batch, which it returns."""
-    rate = learning_rate_at(config, state.step)
+    rank, size, device = around.collective.rank, around.collective.size, around.device
     draws = generator(config.seed, "flow-batch", step=state.step)
-    images = random_batch(train, config.batch_size, config.augmentation, draws, blended=config.blended).to(device)
-    noise = generator(config.seed, "flow-dequantisation", step=state.step, device=device)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        loss = bits_per_dim(state.flow, images, noise).mean()
-    value = float(loss.detach())
+    batch = random_batch(images, config.batch_size, config.augmentation, draws, blended=config.blended)
+    draws = generator(config.seed, "flow-dequantisation", step=state.step, device=device)
+    noise = torch.rand(batch.shape, generator=draws, device=device)
+    share = slice(rank * len(batch) // size, (rank + 1) * len(batch) // size)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        bits = bits_per_dim(state.flow, batch[share].to(device), noise[share])
+    loss = bits.mean() * (len(bits) / len(batch))
+    state.optimiser.zero_grad()
+    loss.backward()
+    gradients = [parameter.grad for parameter in state.flow.parameters() if parameter.grad is not None]
+    total = loss.detach()
+    _sum_over_workers_(around.collective, [total, *gradients])
+    value = float(total)
+    rate = learning_rate_at(config, state.step)
     state.step += 1
     if not math.isfinite(value):
         raise NonFiniteError(f"{config.name}: the loss at step {state.step} is {value}", "lower learning_rate")
     for group in state.optimiser.param_groups:
         group["lr"] = rate
-    state.optimiser.zero_grad()
-    loss.backward()
     norm = float(torch.nn.utils.clip_grad_norm_(state.flow.parameters(), config.gradient_norm))
     if not math.isfinite(norm):
         raise NonFiniteError(f"{config.name}: the gradient at step {state.step} is {norm}", "lower learning_rate")
@@ -226,18 +238,29 @@ def _step_(state: _State, config: FlowFitConfig, train: Tensor, device: torch.de
     return value
 
 
-def _held_out_bits(flow: Flow, images: Tensor, seed: int, device: torch.device | str) -> float:
-    return measure(flow, images, seed=seed, device=device).mean
+def _sum_over_workers_(collective: Collective, tensors: Sequence[Tensor]) -> None:
+    """Each tensor becomes its sum over workers, in one exchange."""
+    if collective.size == 1:
+        return
+    joined = collective.sum_(torch.cat([tensor.flatten() for tensor in tensors]))
+    for tensor, part in zip(tensors, joined.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def _samples(flow: Flow, seed: int, device: torch.device) -> Tensor:
+    """A picture of what the flow draws, from the same noise at each step: uint8 (3, H, W)."""
+    drawn = flow.sample(SAMPLES, generator(seed, "flow-samples", device=device), SAMPLE_TEMPERATURE)
+    return image_grid(quantise(drawn).cpu())
 
 
 def _card(
-    config: FlowFitConfig, mixture: Mixture, state: _State, train: Tensor, device: torch.device | str
+    config: FlowFitConfig, mixture: Mixture, state: FitState, train_images: int, around: Surroundings
 ) -> dict[str, Any]:
     """What the stored flow says of itself; the only place that reads the test splits."""
     frozen = copy.deepcopy(state.average).freeze_()
     tests = {}
     for name, images in mixture.tests().items():
-        report = measure(frozen, images, seed=config.seed, device=device)
+        report = measure(frozen, images, seed=config.seed, device=around.device)
         tests[name] = {
             "images": len(images),
             "bits_per_dim": round(report.mean, 4),
@@ -245,14 +268,16 @@ def _card(
         }
     return {
         "name": config.name,
-        "recipe": config.model_dump(mode="json", exclude={"root", "download", "output", "source", "start_from"}),
+        "recipe": config.model_dump(mode="json", exclude={*PLACES, "source"}),
         "sources": mixture.digests,
-        "train_images": len(train),
+        "train_images": train_images,
         "start": None if config.start_from is None else _start(config.start_from),
         "parameters": sum(parameter.numel() for parameter in state.flow.parameters()),
         "cpu_seconds": round(state.cpu_seconds, 1),
+        "seconds": round(state.seconds, 1),
+        "workers": around.collective.size,
         "threads": torch.get_num_threads(),
-        "device": torch.device(device).type,
+        "device": around.device.type,
         "torch": str(torch.__version__),
         "held_out": tests,
         "curve": [{**point, "bits_per_dim": round(point["bits_per_dim"], 4)} for point in state.curve],
@@ -262,60 +287,3 @@ def _card(
 def _start(name_or_path: str) -> dict[str, Any]:
     card = load_card(name_or_path)
     return {key: card.get(key) for key in ("digest", "recipe", "cpu_seconds", "held_out", "curve", "start")}
-
-
-def _config_digest(config: FlowFitConfig) -> str:
-    """Of what decides the result; where files lie and how often they are written does not."""
-    values = config.model_dump(mode="json", exclude={"root", "download", "output", "checkpoint_every", "start_from"})
-    start = None if config.start_from is None else load_card(config.start_from)["digest"]
-    return settings_digest({**values, "start": start})
-
-
-def _tensor_groups(state: _State) -> dict[str, dict[str, Tensor]]:
-    names = [name for name, _ in state.flow.named_parameters()]
-    moments = [state.optimiser.state[parameter] for parameter in state.flow.parameters()]
-    return {
-        "flow": dict(state.flow.state_dict()),
-        "average": dict(state.average.state_dict()),
-        "first": {name: moment["exp_avg"] for name, moment in zip(names, moments, strict=True)},
-        "second": {name: moment["exp_avg_sq"] for name, moment in zip(names, moments, strict=True)},
-    }
-
-
-def _store(state: _State, config: FlowFitConfig) -> None:
-    tensors = {
-        f"{group}/{name}": tensor.detach().cpu().contiguous()
-        for group, named in _tensor_groups(state).items()
-        for name, tensor in named.items()
-    }
-    header = {
-        "config": _config_digest(config),
-        "step": state.step,
-        "cpu_seconds": state.cpu_seconds,
-        "curve": state.curve,
-    }
-    write_tensors(config.checkpoint, tensors, header)
-
-
-def _restore_(state: _State, config: FlowFitConfig) -> None:
-    path = config.checkpoint
-    try:
-        tensors, header = read_tensors(path)
-    except ValueError as error:
-        raise CheckpointError(f"checkpoint {path} {error}", "delete it and start again") from None
-    if header.get("config") != _config_digest(config):
-        raise CheckpointError(f"checkpoint {path} belongs to another recipe", "delete it, or restore its settings")
-    step = int(header["step"])
-    for parameter in state.flow.parameters():
-        state.optimiser.state[parameter] = {
-            "step": torch.tensor(float(step)),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
-    targets = {f"{group}/{name}": t for group, named in _tensor_groups(state).items() for name, t in named.items()}
-    if {name: t.shape for name, t in targets.items()} != {name: t.shape for name, t in tensors.items()}:
-        raise CheckpointError(f"checkpoint {path} does not hold this recipe's tensors", "delete it and start again")
-    with torch.no_grad():
-        for name, target in targets.items():
-            target.copy_(tensors[name])
-    state.step, state.cpu_seconds, state.curve = step, float(header["cpu_seconds"]), list(header["curve"])

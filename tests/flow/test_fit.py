@@ -9,14 +9,17 @@ from PIL import Image
 
 from condense.errors import CheckpointError, ConfigError, NonFiniteError, OutputError, SourceError
 from condense.flow.bits import measure
-from condense.flow.fit import FitProgress, FlowFitConfig, fit, learning_rate_at
+from condense.flow.fit import fit
 from condense.flow.glow import FlowDescription
 from condense.flow.mixture import random_batch, to_channels
+from condense.flow.recipe import FlowFitConfig, learning_rate_at
 from condense.flow.store import load_card, load_flow
 from condense.pixels import dequantise, to_float, to_uint8
 from condense.seeding import generator
 from condense.sources import DataConfig, open_source
+from condense.surroundings import Progress
 
+HELD_OUT = "held_out_bits_per_dim"
 TINY = FlowDescription(channels=1, image_size=16, levels=2, steps=1, hidden=4, components=2)
 
 
@@ -47,8 +50,8 @@ class InterruptedFitError(Exception):
 
 
 def interrupt_at(step: int):  # type: ignore[no-untyped-def]
-    def progress(told: FitProgress) -> None:
-        if told.step == step:
+    def progress(told: Progress) -> None:
+        if told.done == step:
             raise InterruptedFitError
 
     return progress
@@ -88,10 +91,10 @@ def test_an_interrupted_and_resumed_fit_is_an_unbroken_one(tmp_path: Path, step:
 
 def test_fit_lowers_held_out_bits_and_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     state = torch.get_rng_state()
-    told: list[FitProgress] = []
+    told: list[Progress] = []
     fit(recipe(tmp_path, steps=60, evaluate_every=20), progress=told.append)
     assert torch.equal(torch.get_rng_state(), state)
-    held_out = [progress.held_out for progress in told if progress.held_out is not None]
+    held_out = [at.values[HELD_OUT] for at in told if HELD_OUT in at.values]
     assert held_out[0] > held_out[1] > held_out[2]
 
 
@@ -115,10 +118,10 @@ def test_training_starts_from_latents_that_are_white(tmp_path: Path) -> None:
 def test_training_goes_on_from_a_stored_flow(tmp_path: Path) -> None:
     first = fit(recipe(tmp_path / "first", steps=40, evaluate_every=40))
     second = recipe(tmp_path / "second", steps=4, learning_rate=1e-5, start_from=str(first.path))
-    told: list[FitProgress] = []
+    told: list[Progress] = []
     card = fit(second, progress=told.append).card
     assert card["start"]["digest"] == first.digest
-    held_out = [progress.held_out for progress in told if progress.held_out is not None]
+    held_out = [at.values[HELD_OUT] for at in told if HELD_OUT in at.values]
     assert held_out[-1] == pytest.approx(first.card["curve"][-1]["bits_per_dim"], abs=0.05)
 
 
