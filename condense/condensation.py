@@ -74,7 +74,8 @@ def open_checked(config: RunConfig) -> tuple[DataSource, str | None]:
 def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
     """The condensed dataset of a config, with bits, test accuracy and controls in its provenance.
 
-    Resumes from the latest checkpoint. All workers return the same dataset.
+    Resumes from the latest checkpoint. All workers return the same dataset. With `evaluation.test` off the test split
+    is not read, and there are neither accuracy on it nor controls.
 
     Raises:
         CondenseError: see the parts.
@@ -121,7 +122,7 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
     run.optimise(source)
     images = run.whole(engine.synthetic.images_uint8())
     labels = run.whole(engine.synthetic.labels)
-    found = run.judge(images, labels, source.load("test"))
+    found = run.judge(images, labels, source.load("test")) if config.evaluation.test else {"controls": {}}
     bits, bits_per_dim, png_bytes = provenance.cost(density, images.cpu(), seed=config.seed, device=device)
     facts = provenance.describe(
         config,
@@ -133,7 +134,7 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
     facts |= found | {
         "validation": run.validation,
         "bits": {
-            "per_dim_before": found.pop("real_bits_per_dim"),
+            "per_dim_before": run.real_bits(),
             "per_dim_after": None if bits_per_dim is None else float(bits_per_dim.mean()),
             "per_set": None if bits is None else float(bits.sum()),
             "png_bytes": int(png_bytes.sum()),
@@ -205,14 +206,17 @@ class _Run:
             }
         if "jpeg_real" in sets:
             found["controls"]["jpeg_real"]["quality"] = quality
-        per_class = max(1, REAL_BITS_IMAGES // self.evaluator.classes)
-        count = min(per_class, *(len(images) for images in self.real))
-        found["real_bits_per_dim"] = self._mean_bits(controls.random_real(self.real, self.classes, count, seed=seed))
         if self.first:
             final = {"test/accuracy": evaluation.mean, "test/accuracy_std": evaluation.std}
             final |= {f"test/{name}": control["accuracy_mean"] for name, control in found["controls"].items()}
             self.around.tracker.metrics(final, config.outer_steps)
         return found
+
+    def real_bits(self) -> float | None:
+        """Mean bits per dim of some real images of every class; None without a flow."""
+        per_class = max(1, REAL_BITS_IMAGES // self.evaluator.classes)
+        count = min(per_class, *(len(images) for images in self.real))
+        return self._mean_bits(controls.random_real(self.real, self.classes, count, seed=self.config.seed))
 
     def _test(
         self, images: Tensor, labels: Tensor, test: LabelledImages, name: str, index: int, total: int

@@ -62,7 +62,9 @@ def _numbers(values: Mapping[str, float]) -> str:
 
 def show_result(facts: Mapping[str, Any], class_count: int, images: int) -> None:
     """The table at the end of a run."""
-    evaluation, bits = facts["evaluation"], facts["bits"]
+    bits, tested = facts["bits"], "evaluation" in facts
+    evaluation = facts["evaluation"] if tested else facts["validation"]
+    how = f"test accuracy % ({evaluation['recipe']}, {evaluation['learners']} learners)" if tested else "validation %"
     table = Table(title=f"{images} images, {class_count} classes", title_justify="left")
     table.add_column("trained on")
     table.add_column(f"test accuracy % ({evaluation['recipe']}, {evaluation['learners']} learners)", justify="right")

@@ -64,6 +64,7 @@ class EvaluationConfig(Settings):
     every: int = Field(0, ge=0)  # outer steps between evaluations; 0 is five times in a run
     flip: bool = True  # whether `dsa` may mirror images; not for digits and letters
     controls: bool = True  # random, k-means and JPEG real images at the end
+    test: bool = True  # whether the test split is read at the end; not by what is still to be chosen from
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -47,6 +47,8 @@ def evaluate_dataset(
         SourceError: its test data is not where it was.
     """
     facts = dataset.provenance
+    if "config" in facts and "evaluation" not in facts:
+        raise DatasetError("the file states no test accuracy", "its run left the test split unread (evaluation.test)")
     try:
         stated = facts["evaluation"]
         values: dict[str, Any] = facts["config"] | ({"source": source} if source else {})
@@ -58,6 +60,45 @@ def evaluate_dataset(
         raise DatasetError(
             f"the file does not say how it is evaluated: {error} is missing", "write it with `condense run`"
         ) from None
+    chosen = RECIPES[recipe or stated["recipe"]]
+    evaluator = Evaluator(chosen, network, len(dataset.class_names), normalisation, seed, flip=config.evaluation.flip)
+    evaluation = _test(dataset, config, evaluator, learners or stated["learners"])
+    same = chosen.name == stated["recipe"] and learners in (None, stated["learners"])
+    return Reproduction(evaluation, stated["accuracy_mean"], stated["accuracy_std"], same)
+
+
+def judge_dataset(dataset: CondensedDataset) -> CondensedDataset:
+    """The one look at the test split for a set whose run left it unread: the set with its evaluation stated.
+
+    The numbers are those that the run would have ended with; controls are not made.
+
+    Args:
+        dataset: of a run with `evaluation.test` off.
+
+    Raises:
+        DatasetError: its test split was read already, or it does not say how it was made.
+        SourceError: its test data is not where it was.
+    """
+    facts = dataset.provenance
+    if "evaluation" in facts:
+        raise DatasetError("the set's test accuracy is stated already", "`condense evaluate` compares with it")
+    if not {"config", "normalisation"} <= facts.keys():
+        raise DatasetError("the set does not say how it was made", "write it with `condense run`")
+    config = validate(RunConfig, facts["config"], where="the set's config")
+    normalisation = Normalisation(tuple(facts["normalisation"]["mean"]), tuple(facts["normalisation"]["std"]))
+    evaluator = Evaluator(
+        RECIPES[config.evaluation.recipe],
+        config.network,
+        len(dataset.class_names),
+        normalisation,
+        config.seed,
+        flip=config.evaluation.flip,
+    )
+    evaluation = _test(dataset, config, evaluator, config.evaluation.learners)
+    return replace(dataset, provenance={**facts, "evaluation": evaluation.description()})
+
+
+def _test(dataset: CondensedDataset, config: RunConfig, evaluator: Evaluator, learners: int) -> Evaluation:
     test = open_source(config.source, config.data, seed=config.seed).load("test")
     if test.class_names != dataset.class_names:
         raise DatasetError(
@@ -65,15 +106,5 @@ def evaluate_dataset(
             "pass the source that the set was condensed from with --source",
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = RECIPES[recipe or stated["recipe"]]
-    evaluator = Evaluator(chosen, network, len(dataset.class_names), normalisation, seed, flip=config.evaluation.flip)
-    evaluation = evaluator.evaluate(
-        dataset.images.to(device),
-        dataset.labels.to(device),
-        test.images.to(device),
-        test.labels.to(device),
-        learners=learners or stated["learners"],
-        collective=Alone(),
-    )
-    same = chosen.name == stated["recipe"] and learners in (None, stated["learners"])
-    return Reproduction(evaluation, stated["accuracy_mean"], stated["accuracy_std"], same)
+    sets = (dataset.images, dataset.labels, test.images, test.labels)
+    return evaluator.evaluate(*(part.to(device) for part in sets), learners=learners, collective=Alone())

@@ -37,12 +37,17 @@ def resolve(model: type[S], path: str | Path | None, overrides: Sequence[str] = 
         ConfigError: naming the file and the key.
     """
     values = {} if path is None else read_yaml(Path(path))
+    override_(values, overrides)
+    return validate(model, values, where=str(path) if path else "the settings")
+
+
+def override_(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Applies "key=value" texts to nested values, in order; raises ConfigError."""
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise ConfigError(f"override {override!r} is not key=value", "write it as in images_per_class=10")
-        _assign(values, key.split("."), parse_value(text), override)
-    return validate(model, values, where=str(path) if path else "the settings")
+        assign_(values, key, parse_value(text))
 
 
 def validate(model: type[S], values: dict[str, Any], *, where: str) -> S:
@@ -109,12 +114,14 @@ def without_passwords(value: Any) -> Any:
     return [without_passwords(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _assign(values: dict[str, Any], path: Sequence[str], value: Any, override: str) -> None:
-    for part in path[:-1]:
+def assign_(values: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a dotted key of nested values; raises ConfigError where a part of it holds no keys."""
+    *parents, last = key.split(".")
+    for part in parents:
         values = values.setdefault(part, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"override {override!r}: {part!r} holds a value, not keys")
-    values[path[-1]] = value
+            raise ConfigError(f"override {key!r}: {part!r} holds a value, not keys")
+    values[last] = value
 
 
 def _nearest(model: type[BaseModel], loc: Iterable[str]) -> str:

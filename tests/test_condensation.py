@@ -11,9 +11,9 @@ from condense.checkpoints import Checkpoint, LocalCheckpoints, NoCheckpoints
 from condense.collective import Alone
 from condense.condensation import condense
 from condense.config import RunConfig
-from condense.errors import CheckpointError, OutputError
+from condense.errors import CheckpointError, DatasetError, OutputError
 from condense.parquet import CondensedDataset, read_dataset, write_dataset
-from condense.reproduce import evaluate_dataset
+from condense.reproduce import evaluate_dataset, judge_dataset
 from condense.settings import resolve
 from condense.surroundings import Progress, Surroundings
 from condense.tracking import RecordingTracker
@@ -101,6 +101,23 @@ def test_the_file_alone_reproduces_its_stated_accuracy(whole: CondensedDataset, 
     found = evaluate_dataset(read_dataset(write_dataset(tmp_path / "set.parquet", whole)))
     assert found.evaluation.mean == found.stated_mean
     assert found.same_recipe
+
+
+def test_a_set_whose_run_left_the_test_split_unread_is_judged_later_with_the_same_numbers(
+    whole: CondensedDataset, tmp_path: Path
+) -> None:
+    tracker = RecordingTracker()
+    unread = run(config("images_per_class=2", "evaluation.test=false"), tracker=tracker)
+    assert unread.provenance["content_digest"] == whole.provenance["content_digest"]
+    assert "evaluation" not in unread.provenance
+    assert not [name for name in tracker.rows if name.startswith("test/")]
+    stored = read_dataset(write_dataset(tmp_path / "set.parquet", unread))
+    with pytest.raises(DatasetError, match="states no test accuracy"):
+        evaluate_dataset(stored)
+    judged = judge_dataset(stored)
+    assert judged.provenance["evaluation"] == whole.provenance["evaluation"]
+    with pytest.raises(DatasetError, match="stated already"):
+        judge_dataset(judged)
 
 
 def test_controls_and_facts_are_stated(whole: CondensedDataset) -> None:
