@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import registry, report, tracking
+from cluster.places import check_places
 from cluster.registry import DatasetVersion
 from cluster.store import check_tracking
 from condense import local, provenance
@@ -41,6 +42,7 @@ def run(config: RunConfig, progress: Callable[[Progress], None]) -> Finished:
         CondenseError: see the parts. The MLflow run is marked FAILED, or KILLED on an interrupt; the same config goes
             on from its last checkpoint.
     """
+    check_places(config)
     check_folder_writable(config.output, "set output=FOLDER")
     tracked = config.tracking_uri != "none"
     if tracked:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import threading
 import time
@@ -17,6 +16,7 @@ import torch
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.queue import Empty, Queue
 
+from cluster.connection import POLL_S, connected
 from condense import checkpoints
 from condense.allocator import keep_memory
 from condense.checkpoints import Checkpoint
@@ -31,16 +31,6 @@ from condense.surroundings import Progress, Surroundings
 from condense.tracking import Tracker
 
 PROGRESS_EVERY_S = 0.5
-POLL_S = 0.2  # of Ray Train's controller: every report waits for one (its default is 2 s)
-
-# What a cluster that Condense starts itself is told: report nothing to anybody.
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_S),
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
 
 
 def train(
@@ -114,21 +104,6 @@ def layout(config: RunConfig, class_count: int) -> tuple[int, int, float]:
             "lower workers or gpus_per_worker",
         )
     return workers, cpus, gpus
-
-
-@contextmanager
-def connected() -> Iterator[None]:
-    """Ray for the enclosed block: the cluster that is connected or that RAY_ADDRESS names, else a local one."""
-    if ray.is_initialized():
-        yield
-        return
-    for key, value in QUIET.items():
-        os.environ.setdefault(key, value)
-    ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 class _RayCheckpoints:

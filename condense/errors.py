@@ -8,6 +8,7 @@
     ├── DatasetError       a condensed dataset: Parquet file, registry name or version
     ├── TrackingError      the MLflow server or store
     ├── OutputError        a place to write to
+    ├── ClusterError       the Ray cluster
     └── NonFiniteError     a loss, gradient or image that stopped being a number
 
 Each message says what was wrong (naming the file, row or key), and what to do. All are picklable, because Ray
@@ -55,6 +56,10 @@ class TrackingError(CondenseError):
 
 class OutputError(CondenseError):
     """A folder or file that cannot be written."""
+
+
+class ClusterError(CondenseError):
+    """A Ray cluster that cannot be reached, refuses, or lost too many of its workers."""
 
 
 class NonFiniteError(CondenseError):

@@ -1,0 +1,77 @@
+"""Which Ray cluster a run works on: the one whose job it is or that RAY_ADDRESS names, else one of its own."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from condense.errors import ClusterError
+
+POLL_S = 0.2  # of Ray Train's controller: every report waits for one (its default is 2 s)
+
+# What a cluster that Condense starts itself is told: report nothing to anybody, let nobody in without its token.
+QUIET = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_S),
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+TRAIN = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_ENABLE_PRINT_PATCH")  # these matter on any cluster
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Ray for the enclosed block: the cluster that is connected or that RAY_ADDRESS names, else a local one.
+
+    Inside `ray job submit`, Ray sets RAY_ADDRESS, so a job works on the cluster that it was submitted to.
+
+    Raises:
+        ClusterError: RAY_ADDRESS names a cluster that does not answer or does not take the token.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    for key, value in QUIET.items():
+        if not address or key in TRAIN:
+            os.environ.setdefault(key, value)
+    if address:
+        try:
+            ray.init(log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            raise ClusterError(
+                f"the Ray cluster at RAY_ADDRESS={address} cannot be used: {str(error).splitlines()[0]}",
+                "is it running, and does RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH hold its token?"
+                " Unset RAY_ADDRESS to start a local one",
+            ) from None
+    else:
+        _make_token()
+        ray.init(address="local", log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _make_token() -> None:
+    """A token that its owner alone can read, where Ray would make one that everybody on this machine can."""
+    if os.environ["RAY_AUTH_MODE"] != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise ClusterError(
+            f"no token for Ray can be written to {path}: {error}", "set RAY_AUTH_TOKEN, or HOME to a folder of yours"
+        ) from None
