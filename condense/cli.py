@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from condense.errors import CondenseError, ConfigError
+from condense.errors import CondenseError, ConfigError, DatasetError
 
 app = typer.Typer(
     name="condense",
@@ -123,44 +123,46 @@ def evaluate(
 
 @app.command()
 def bits(
-    what: Annotated[str, typer.Argument(help="A condensed file or folder, or a source (digits, parquet:FILE ...).")],
+    what: Annotated[
+        str, typer.Argument(help="A source (digits, parquet:FILE ...), a file or folder, or NAME[@alias|/version].")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="How the images are read, as in data.image_size=28.", metavar="[data.KEY=VALUE]..."),
+    ] = None,
     flow: Annotated[str, typer.Option(help="A shipped flow, a file, or auto.")] = "auto",
     split: Annotated[str, typer.Option(help="Of a source: train, validation or test.")] = "train",
     limit: Annotated[int, typer.Option(min=1, help="Images measured of a source.")] = 500,
-    draws: Annotated[int, typer.Option(min=1, help="Dequantisation draws per image.")] = 1,
+    draws: Annotated[int, typer.Option(min=1, help="Dequantisation draws per image.")] = 2,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for pictures and a row per image.")] = None,
     tracking_uri: Tracking = STORE,
 ) -> None:
-    """Bits per dimension, bits and PNG bytes of a condensed dataset or of real images."""
+    """Bits per dimension, bits and PNG bytes of a condensed dataset or of real images, by class and image.
+
+    With -o: images.parquet (one row per image), sorted.png, histogram.png, map.png (where in an image its bits are).
+    """
+    from dataclasses import replace
+
     from condense import console
-    from condense.flow.bits import measure
-    from condense.flow.store import flow_for, load_flow
-    from condense.sources import FORMS, DataConfig, open_source
+    from condense.measurement import BitsConfig, measure_named, source_named, write_measured
+    from condense.settings import resolve
+    from condense.sources import FORMS
 
-    if Path(what).exists() or what.partition(":")[0] not in FORMS.replace(":", " ").replace(",", " ").split():
-        with tempfile.TemporaryDirectory() as folder:
-            read = _condensed(what, tracking_uri, Path(folder))
-        images, labels, names = read.images, read.labels, read.class_names
-    else:
-        if split not in ("train", "validation", "test"):
-            raise ConfigError(f"unknown split {split!r}", "one of: train, validation, test")
-        import torch
-
-        loaded = open_source(what, DataConfig(), seed=seed).load(split)  # type: ignore[arg-type]
-        chosen = torch.randperm(len(loaded.labels), generator=torch.Generator().manual_seed(seed))[:limit]
-        images, labels, names = loaded.images[chosen], loaded.labels[chosen], loaded.class_names
-    shape = (images.shape[1], images.shape[2], images.shape[3])
-    name = flow_for(shape) if flow == "auto" else flow
-    report = measure(load_flow(name), images, seed=seed, draws=draws)
-    error = "" if report.standard_error is None else f", Monte-Carlo error {report.standard_error:.4f}"
-    console.show_bits(
-        f"{what} under {name} ({report.digest[:12]}), {draws} draw{'s' * (draws > 1)}{error}",
-        report.bits_per_dim,
-        report.bits,
-        report.png_bytes,
-        labels,
-        names,
-    )
+    data = resolve(BitsConfig, None, overrides or []).data
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            place = what if source_named(what) else str(_condensed_path(what, tracking_uri, Path(folder)))
+        except CondenseError as error:
+            raise DatasetError(f"{what!r} is no source, and {error.problem}", f"sources: {FORMS}") from None
+        measured = measure_named(place, flow=flow, data=data, split=split, limit=limit, draws=draws, seed=seed)
+    measured = replace(measured, what=what)
+    console.show_bits(measured.title, measured.report, measured.data.labels, measured.data.class_names)
+    if out is None:
+        console.out.print("pictures, a map of the bits and a row per image: add -o DIR")
+        return
+    for path in write_measured(out, measured):
+        console.out.print(f"wrote {path}")
 
 
 @app.command()
@@ -267,12 +269,17 @@ def _condensed(reference: str, tracking_uri: str, folder: Path):  # type: ignore
     """The condensed dataset in a file, a folder, or the registry."""
     from condense.parquet import read_dataset
 
+    return read_dataset(_condensed_path(reference, tracking_uri, folder))
+
+
+def _condensed_path(reference: str, tracking_uri: str, folder: Path) -> Path:
+    """Its file; what is in the registry is downloaded to `folder`."""
     path = Path(reference)
     if not path.exists() and path.suffix != ".parquet" and find_spec("mlflow"):
         from cluster import registry
 
         path = registry.download(tracking_uri, reference, folder)
-    return read_dataset(path / "data.parquet" if path.is_dir() else path)
+    return path / "data.parquet" if path.is_dir() else path
 
 
 def main() -> None:

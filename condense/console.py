@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,8 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from condense.flow.bits import BitsReport
 
 LOG_WIDTH = 140  # of tables in a log, which has no width of its own
 
@@ -67,7 +70,7 @@ def show_result(facts: Mapping[str, Any], class_count: int, images: int) -> None
     how = f"test accuracy % ({evaluation['recipe']}, {evaluation['learners']} learners)" if tested else "validation %"
     table = Table(title=f"{images} images, {class_count} classes", title_justify="left")
     table.add_column("trained on")
-    table.add_column(f"test accuracy % ({evaluation['recipe']}, {evaluation['learners']} learners)", justify="right")
+    table.add_column(how, justify="right")
     table.add_column("bits per dim", justify="right")
     table.add_row("condensed set", _accuracy(evaluation), _optional(bits["per_dim_after"]), style="bold")
     for name, control in facts["controls"].items():
@@ -91,31 +94,50 @@ def _optional(value: float | None, places: int = 2) -> str:
     return "-" if value is None else f"{value:,.{places}f}"
 
 
-def show_bits(
-    title: str, bits_per_dim: torch.Tensor, bits: torch.Tensor, png: torch.Tensor, labels: torch.Tensor, names: Any
-) -> None:
-    """Bits per class and in all."""
+def show_bits(title: str, report: BitsReport, labels: torch.Tensor, names: Sequence[str]) -> None:
+    """Bits per class and in all, and their histogram."""
     table = Table(title=title, title_justify="left")
-    for column in ("class", "images", "bits per dim", "min", "max", "bits per image", "PNG bytes per image"):
-        table.add_column(column, justify="left" if column == "class" else "right")
-    rows = [(str(name), labels == label) for label, name in enumerate(names)]
+    columns = ("images", "bits per dim", "Monte-Carlo error", "min", "max", "bits per image", "PNG bytes per image")
+    table.add_column("class")
+    for column in columns:
+        table.add_column(column, justify="right")
+    rows = [(name, labels == label) for label, name in enumerate(names)]
     if len(names) > 1:
         rows.append(("all", torch.ones_like(labels, dtype=torch.bool)))
     for name, mask in rows:
         if not bool(mask.any()):
             continue
-        own = bits_per_dim[mask]
+        own = report.of(mask)
         table.add_row(
             name,
             str(int(mask.sum())),
-            f"{float(own.mean()):.3f}",
-            f"{float(own.min()):.3f}",
-            f"{float(own.max()):.3f}",
-            f"{float(bits[mask].mean()):.0f}",
-            f"{float(png[mask].double().mean()):.0f}",
+            f"{own.mean:.3f}",
+            "-" if own.standard_error is None else f"{own.standard_error:.1g}",
+            f"{float(own.bits_per_dim.min()):.3f}",
+            f"{float(own.bits_per_dim.max()):.3f}",
+            f"{float(own.bits.mean()):.0f}",
+            f"{float(own.png_bytes.double().mean()):.0f}",
             style="bold" if name == "all" else None,
         )
     out.print(table)
+    out.print("images by bits per dim")
+    for line in histogram_lines(report.bits_per_dim):
+        out.print(line, markup=False)
+
+
+def histogram_lines(values: torch.Tensor, bins: int = 12, width: int = 60) -> list[str]:
+    """One line a bin of the values (N,): its lower and upper edge, a bar of at most `width` characters, the count."""
+    low, high = float(values.min()), float(values.max())
+    if high - low < 1e-9:
+        high, bins = low + 1e-9, 1
+    counts = torch.histc(values.double(), bins, low, high).tolist()
+    edges = torch.linspace(low, high, bins + 1).tolist()
+    lines = []
+    for number, count in enumerate(counts):
+        eighths = math.ceil(8 * width * count / max(counts))
+        bar = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+        lines.append(f"{edges[number]:7.3f} .. {edges[number + 1]:7.3f} {bar} {count:.0f}")
+    return lines
 
 
 def show_rows(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

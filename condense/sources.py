@@ -77,8 +77,10 @@ class DataSource(Protocol):
     def channels(self) -> int:
         """One (grey) or three (RGB)."""
 
-    def load(self, split: Split, classes: range | None = None) -> LabelledImages:
+    def load(self, split: Split, classes: range | None = None, *, limit: int | None = None) -> LabelledImages:
         """The images of a split in stored order; with `classes`, only theirs (labels keep their values).
+
+        With `limit`, at most so many of them, drawn with the source's seed; the others are not decoded.
 
         Raises:
             SourceError: naming file and row.
@@ -254,7 +256,7 @@ class _SplitSource:
     def channels(self) -> int:
         return self.shape[0]
 
-    def load(self, split: Split, classes: range | None = None) -> LabelledImages:
+    def load(self, split: Split, classes: range | None = None, *, limit: int | None = None) -> LabelledImages:
         if split == "test" and self._test is not None:
             stored = self._test
             rows = np.arange(len(stored.labels))
@@ -265,6 +267,10 @@ class _SplitSource:
         if classes is not None:
             wanted = np.isin(labels, np.asarray(classes))
             rows, labels = rows[wanted], labels[wanted]
+        if limit is not None and limit < len(rows):
+            order = torch.randperm(len(rows), generator=generator(self._seed, "limit")).numpy()
+            drawn = np.sort(order[:limit])
+            rows, labels = rows[drawn], labels[drawn]
         images = stored.images(rows, self.shape, self._frame)
         return LabelledImages(images, torch.from_numpy(labels.copy()), self.class_names)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -54,7 +55,11 @@ class UniformDensity:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Zeros (N,), with a zero gradient to x."""
-        return (x * 0).sum(dim=(1, 2, 3))
+        return self.log_prob_map(x).sum(dim=(1, 2))
+
+    def log_prob_map(self, x: Tensor) -> Tensor:
+        """Zeros (N, H, W)."""
+        return (x * 0).sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -62,14 +67,14 @@ class BitsReport:
     """Bits of N images under one density.
 
     bits_per_dim: (N,) float64, mean over the draws. bits: (N,), the same times D. png_bytes: (N,) int64, size as an
-    optimised PNG file. standard_error: Monte-Carlo error of the mean of `bits_per_dim` that comes from the finite
-    number of dequantisation draws; None for one draw, which has no estimate. digest: of the density.
+    optimised PNG file. standard_errors: (N,) float64, Monte-Carlo error of each of `bits_per_dim` that comes from the
+    finite number of dequantisation draws; None for one draw, which has no estimate. digest: of the density.
     """
 
     bits_per_dim: Tensor
     bits: Tensor
     png_bytes: Tensor
-    standard_error: float | None
+    standard_errors: Tensor | None
     draws: int
     digest: str
 
@@ -77,6 +82,19 @@ class BitsReport:
     def mean(self) -> float:
         """Mean bits per dimension over the images."""
         return float(self.bits_per_dim.mean())
+
+    @property
+    def standard_error(self) -> float | None:
+        """Monte-Carlo error of `mean`: the images' noise is independent, so their variances add."""
+        if self.standard_errors is None:
+            return None
+        return float(self.standard_errors.square().sum().sqrt()) / len(self.bits_per_dim)
+
+    def of(self, chosen: Tensor) -> BitsReport:
+        """The report of some of the images: `chosen` is a mask (N,) or row numbers."""
+        errors = None if self.standard_errors is None else self.standard_errors[chosen]
+        kept = self.bits_per_dim[chosen], self.bits[chosen], self.png_bytes[chosen]
+        return BitsReport(*kept, errors, self.draws, self.digest)
 
 
 def bits_per_dim(density: Density, images: Tensor, noise: torch.Generator | Tensor | None = None) -> Tensor:
@@ -133,13 +151,19 @@ def measure(
     for draw in range(draws):
         for start in range(0, len(images), batch_size):
             chunk = images[start : start + batch_size]
-            noise = torch.stack([_noise(chunk.shape[1:], seed, draw, start + offset) for offset in range(len(chunk))])
+            noise = measuring_noise(chunk.shape[1:], range(start, start + len(chunk)), seed=seed, draw=draw)
             bits = _bits(density, to_float(chunk).to(device), noise.to(device))
             per_draw[draw, start : start + len(chunk)] = bits.double().cpu()
     dims = math.prod(density.shape)
     mean = per_draw.mean(0)
-    error = float(per_draw.mean(1).std() / math.sqrt(draws)) if draws > 1 else None
-    return BitsReport(mean, mean * dims, png_bytes(images), error, draws, density.digest)
+    errors = per_draw.std(0) / math.sqrt(draws) if draws > 1 else None
+    return BitsReport(mean, mean * dims, png_bytes(images), errors, draws, density.digest)
+
+
+def measuring_noise(shape: Sequence[int], rows: Iterable[int], *, seed: int, draw: int) -> Tensor:
+    """The noise u (rows, C, H, W) of one draw that `measure` adds to the images in these rows; `shape` is (C, H, W)."""
+    draws = (make_generator(seed, "dequantisation", step=draw, index=row) for row in rows)
+    return torch.stack([torch.rand(tuple(shape), generator=draw) for draw in draws])
 
 
 def png_bytes(images: Tensor) -> Tensor:
@@ -150,10 +174,6 @@ def png_bytes(images: Tensor) -> Tensor:
 def _bits(density: Density, images: Tensor, noise: Tensor | float) -> Tensor:
     log_prob = density.log_prob(dequantise(images, noise))
     return math.log2(LEVELS) - log_prob / (math.log(2) * math.prod(density.shape))
-
-
-def _noise(shape: torch.Size, seed: int, draw: int, index: int) -> Tensor:
-    return torch.rand(shape, generator=make_generator(seed, "dequantisation", step=draw, index=index))
 
 
 def _png_size(image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> int:
