@@ -10,6 +10,7 @@ import torch
 from condense.errors import FlowError, OutputError
 from condense.files import read_tensors, write_tensors
 from condense.flow.glow import Flow, FlowDescription
+from condense.flow.probe import log_determinant_error
 from condense.flow.store import FORMAT, flow_for, load_card, load_flow, save_flow
 from tests.flow.test_glow import DESCRIPTIONS, pictures, tiny_flow
 
@@ -95,12 +96,37 @@ def test_a_flow_that_is_not_a_number_is_refused(flow: Flow, tmp_path: Path) -> N
         load_flow(tmp_path / "nan.safetensors")
 
 
-def test_a_flow_that_cannot_be_inverted_is_refused(flow: Flow, tmp_path: Path) -> None:
+UNFAITHFUL = {
+    "singular mixing": (lambda mixing: mixing.log_diagonal.__setitem__(0, -60.0), "come back|finite"),
+    "a mixing that is nowhere": (lambda mixing: mixing.permutation.zero_(), "come back"),
+    "an infinite scale": (lambda mixing: mixing.log_scale.__setitem__(0, float("inf")), "not finite"),
+    "a permutation that is none": (lambda mixing: mixing.permutation.mul_(1.01), "not normalised"),
+    "signs that are none": (lambda mixing: mixing.signs.mul_(2.0), "not normalised"),
+}
+
+
+@pytest.mark.parametrize("case", UNFAITHFUL)
+def test_weights_that_make_no_density_are_refused(case: str, flow: Flow, tmp_path: Path) -> None:
+    alter, message = UNFAITHFUL[case]
     with torch.no_grad():
-        flow.levels[0].steps[0].mixing.log_diagonal[0] = -60
-    save_flow(flow, tmp_path / "singular.safetensors", {})
+        alter(flow.levels[1].steps[1].mixing)
+    save_flow(flow, tmp_path / "altered.safetensors", {})  # with a digest that fits
+    with pytest.raises(FlowError, match=rf"altered\.safetensors is not exact: .*({message})"):
+        load_flow(tmp_path / "altered.safetensors")
+
+
+def test_float32_that_cannot_hold_the_bits_is_refused(flow: Flow, tmp_path: Path) -> None:
+    with torch.no_grad():
+        flow.levels[0].steps[0].mixing.mean.fill_(1e6)
+    save_flow(flow, tmp_path / "far.safetensors", {})
     with pytest.raises(FlowError, match="not exact"):
-        load_flow(tmp_path / "singular.safetensors")
+        load_flow(tmp_path / "far.safetensors")
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_the_log_determinant_probe_agrees_with_exact_flows(name: str) -> None:
+    flow = tiny_flow(DESCRIPTIONS[name])
+    assert log_determinant_error(flow, pictures(flow, 1)) < 1e-12
 
 
 def test_an_unknown_name_lists_the_shipped_ones() -> None:

@@ -1,0 +1,106 @@
+"""Whether a flow's weights make it a density: what is asked of every file before it measures anything.
+
+A density needs a map that can be inverted and the determinant of that very map. Weights alone can break both: a file's
+"permutation" may be any matrix, a diagonal may vanish. Three questions, each to grey images:
+
+- the round trip: the latents give the image back;
+- the log-determinant: for every step, at one place of an image, what it says against the Jacobian of autograd, in
+  float64;
+- rounding: float32, in which bits are measured, gives the bits of float64.
+
+The base density needs no question: a mixture of logistics is normalised whatever its weights.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from condense.errors import FlowError
+from condense.flow.glow import Flow, Step
+from condense.flow.layers import squeeze
+from condense.pixels import LEVELS, dequantise, to_float
+from condense.seeding import generator
+
+# A thousand times the error of the shipped flows (7e-6, benchmarks/flow); less than three 8-bit levels.
+_ROUND_TRIP_TOLERANCE = 1e-2
+# In nats per dimension, float64: rounding alone gives 1e-9 and less.
+_LOG_DETERMINANT_TOLERANCE = 1e-6
+# In bits per dimension: a hundred times the error of the shipped flows (benchmarks/flow).
+_ROUNDING_TOLERANCE = 1e-3
+
+
+def check_exact(flow: Flow, exact: Flow, where: str) -> None:
+    """Asks the three questions of the module's docstring.
+
+    Args:
+        flow: frozen, float32, as it will measure.
+        exact: the same in float64, not frozen.
+        where: names the flow in the error.
+
+    Raises:
+        FlowError: it is not a density.
+    """
+    x = dequantise(to_float(_probes(flow.shape))).to(next(flow.parameters()).device)
+    one = x[-1:].double()
+    with torch.no_grad():
+        latents, _ = flow.encode(x)
+        log_prob = flow.log_prob(x).double()
+        rounding = float((log_prob[-1] - exact.log_prob(one)).abs()) / (math.log(2) * math.prod(flow.shape))
+        try:
+            round_trip = float((flow.decode(latents) - x).abs().max())
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            round_trip = math.inf
+    determinant = log_determinant_error(exact, one)
+    problem = ""
+    if not bool(log_prob.isfinite().all()):
+        problem = "its densities are not finite"
+    elif not round_trip <= _ROUND_TRIP_TOLERANCE:
+        problem = f"images come back from their latents with an error of {round_trip:.2g}"
+    elif not determinant <= _LOG_DETERMINANT_TOLERANCE:
+        problem = f"log-determinants are off by {determinant:.2g} nats per dimension, so it is not normalised"
+    elif not rounding <= _ROUNDING_TOLERANCE:
+        problem = f"its bits in float32 are off by {rounding:.2g} per dimension"
+    if problem:
+        raise FlowError(
+            f"flow file {where} is not exact: {problem}",
+            "its training diverged, or the file was altered: train it again, or take another copy",
+        )
+
+
+def log_determinant_error(flow: Flow, x: Tensor) -> float:
+    """The largest error of any step's log-determinant in nats per dimension, each at one place of x (1, C, H, W)."""
+    errors = []
+    h = x
+    for level in flow.levels:
+        h = squeeze(h)
+        for step in level.steps:
+            errors.append(_step_error(step, h[:, :, :1, :1].detach()))
+            with torch.no_grad():
+                h, _ = step(h)
+        h = h[:, : level.continuing]
+    return max(errors, key=lambda error: math.inf if math.isnan(error) else error)
+
+
+def _step_error(step: Step, x: Tensor) -> float:
+    """Of one step at x (1, C, h, w)."""
+    dims = x.numel()
+    # One copy of x for each output: the gradient of output i of copy i is row i of the Jacobian.
+    copies = x.expand(dims, *x.shape[1:]).clone().requires_grad_()
+    with torch.enable_grad():
+        z, log_abs_det = step(copies)
+        (rows,) = torch.autograd.grad(z.flatten(1).diagonal().sum(), copies)
+    expected = torch.linalg.slogdet(rows.flatten(1)).logabsdet
+    return float((log_abs_det[0].detach() - expected).abs()) / dims
+
+
+def _probes(shape: tuple[int, int, int]) -> Tensor:
+    """Grey uint8 images with no, little and more noise.
+
+    Not noise over all levels: there latents of an exact flow that never saw any can outgrow float32's digits.
+    """
+    spread = torch.tensor([0, 8, 32])[:, None, None, None]
+    noise = torch.rand((3, *shape), generator=generator(0, "flow-probe"))
+    return (LEVELS // 2 + spread * (noise - 0.5)).to(torch.uint8)
