@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,22 +17,33 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.checkpoints import SharedCheckpoints
 from cluster.connection import POLL_S, connected
-from condense import checkpoints
 from condense.allocator import keep_memory
-from condense.checkpoints import Checkpoint
 from condense.collective import Alone, ProcessGroup, class_slice
 from condense.condensation import condense
 from condense.config import RunConfig
-from condense.errors import CheckpointError, CondenseError, ConfigError, FlowError, NonFiniteError, SourceError
+from condense.errors import (
+    CheckpointError,
+    ClusterError,
+    CondenseError,
+    ConfigError,
+    FlowError,
+    NonFiniteError,
+    OutputError,
+    SourceError,
+)
 from condense.local import run_name
 from condense.parquet import CondensedDataset
 from condense.settings import validate
+from condense.storage import StoredCheckpoints
 from condense.surroundings import Progress, Surroundings
 from condense.tracking import Tracker
 
 PROGRESS_EVERY_S = 0.5
+START_ATTEMPTS = 30  # of a minute each: how long a run waits for machines that a cluster lacks or has lost
 
 
 def train(
@@ -48,10 +61,21 @@ def train(
         ConfigError: more workers than classes or than the cluster can hold.
         CondenseError: what the workers raised.
     """
-    with connected():
+    with connected(), tempfile.TemporaryDirectory() as scratch:  # Ray's own notes, of no use to a later run
         workers, cpus, gpus = layout(config, class_count)
-        queue = Queue(actor_options={"num_cpus": 0})
-        loop_config = {"config": config.as_dict(), "tracker": tracker, "queue": queue, "cpus": cpus}
+        storage = _storage(config.storage)
+        started = uuid.uuid4().hex
+        StoredCheckpoints(storage, run_name(config)).mark(started)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # outlives every worker's node
+        loop_config = {
+            "config": config.as_dict(),
+            "storage": storage,
+            "started": started,
+            "tracker": tracker,
+            "queue": queue,
+            "cpus": cpus,
+        }
         resources: dict[str, float] = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
         trainer = TorchTrainer(
             _worker,
@@ -60,10 +84,11 @@ def train(
                 num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources
             ),
             run_config=ray.train.RunConfig(
-                name=run_name(config),
-                storage_path=_storage(config.storage),
-                failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+                name=started,
+                storage_path=scratch,
+                failure_config=ray.train.FailureConfig(
+                    max_failures=config.max_failures, controller_failure_limit=START_ATTEMPTS
+                ),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             ),
         )
@@ -71,7 +96,7 @@ def train(
             try:
                 outcome = trainer.fit().return_value
             except ray.train.TrainingFailedError as error:
-                raise _cause(error) from error
+                raise _cause(error, config) from error
         if isinstance(outcome, CondenseError):
             raise outcome
         assert isinstance(outcome, CondensedDataset)
@@ -81,24 +106,26 @@ def train(
 def layout(config: RunConfig, class_count: int) -> tuple[int, int, float]:
     """(workers, CPUs each, GPUs each) on the cluster that is connected.
 
-    "auto" is one worker a GPU, or one every two cores, and never more than classes.
+    "auto" is one worker a GPU, or one every two cores, and never more than classes. A cluster that RAY_ADDRESS names
+    may grow: there, more workers than it holds now wait for machines to join.
 
     Raises:
-        ConfigError: the cluster cannot hold them.
+        ConfigError: the cluster is this run's own and cannot hold them.
     """
+    own = "RAY_ADDRESS" not in os.environ
     total = ray.cluster_resources()
     cores, cards = int(total.get("CPU", 0)), total.get("GPU", 0.0)
     one_each = int(cards) if cards else cores // 2
     workers = max(1, min(class_count, one_each)) if config.workers == "auto" else int(config.workers)
     class_slice(class_count, 0, workers)
     gpus = config.gpus_per_worker if config.gpus_per_worker is not None else min(1.0, cards / workers)
-    cpus = config.cpus_per_worker or max(1, cores // workers)
-    if workers * cpus > cores:
+    cpus = config.cpus_per_worker or _cores_each(workers)
+    if own and workers * cpus > cores:
         raise ConfigError(
             f"{workers} workers with {cpus} CPUs each need {workers * cpus} CPUs; the cluster has {cores}",
             "lower workers or cpus_per_worker",
         )
-    if workers * gpus > cards:
+    if own and workers * gpus > cards:
         raise ConfigError(
             f"{workers} workers with {gpus} GPUs each need more than the cluster's {cards}",
             "lower workers or gpus_per_worker",
@@ -106,25 +133,13 @@ def layout(config: RunConfig, class_count: int) -> tuple[int, int, float]:
     return workers, cpus, gpus
 
 
-class _RayCheckpoints:
-    """Checkpoints that Ray Train keeps, commits and gives back after a restart."""
-
-    def save(self, checkpoint: Checkpoint | None, metrics: dict[str, float]) -> None:
-        """Reports; every worker must call it, and it returns when the checkpoint is uploaded."""
-        if checkpoint is None:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoints.write(checkpoint, Path(folder) / checkpoints.FILE)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-    def latest(self) -> Checkpoint | None:
-        """The last committed one of this run."""
-        stored = ray.train.get_checkpoint()
-        if stored is None:
-            return None
-        with stored.as_directory() as folder:
-            return checkpoints.read(Path(folder) / checkpoints.FILE)
+def _cores_each(workers: int) -> int:
+    """The most cores that every worker can have: a worker's are on one node."""
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    for cores in range(max(nodes, default=0), 1, -1):
+        if sum(held // cores for held in nodes) >= workers:
+            return cores
+    return 1
 
 
 def _worker(loop_config: dict[str, Any]) -> CondensedDataset | CondenseError | None:
@@ -136,14 +151,17 @@ def _worker(loop_config: dict[str, Any]) -> CondensedDataset | CondenseError | N
 
     def tell(progress: Progress) -> None:
         nonlocal last
-        if time.monotonic() - last > PROGRESS_EVERY_S or progress.done == progress.total:
+        followed = "validation/accuracy" in progress.values  # a search decides by every one of these
+        if followed or time.monotonic() - last > PROGRESS_EVERY_S or progress.done == progress.total:
             queue.put(progress)
             last = time.monotonic()
 
-    around = Surroundings(collective, loop_config["tracker"], _RayCheckpoints(), tell, get_device())
     try:
-        dataset = condense(config, around)
-    except (ConfigError, SourceError, FlowError, CheckpointError, NonFiniteError) as error:
+        keep = SharedCheckpoints(
+            loop_config["storage"], run_name(config), loop_config["started"], collective, get_device()
+        )
+        dataset = condense(config, Surroundings(collective, loop_config["tracker"], keep, tell, get_device()))
+    except (ConfigError, SourceError, FlowError, CheckpointError, NonFiniteError, OutputError) as error:
         # All workers stop with it at the same place, and trying again would end there again: returned, not raised, so
         # that Ray does not restart them.
         return error
@@ -176,11 +194,17 @@ def _storage(storage: str) -> str:
     return storage if "://" in storage else str(Path(storage).absolute())
 
 
-def _cause(error: Exception) -> Exception:
-    """The worker's own error inside Ray's, or Ray's."""
+def _cause(error: Exception, config: RunConfig) -> CondenseError:
+    """The worker's own error inside Ray's, or what Ray gave up on."""
     failures = getattr(error, "worker_failures", None) or {}
     for failure in failures.values():
         inner = getattr(failure, "cause", failure)
         if isinstance(inner, CondenseError):
             return inner
-    return error
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return ClusterError(
+        f"Ray gave the run up after {config.max_failures} lost workers or {START_ATTEMPTS} attempts to start them:"
+        f" {lines[-1]}",
+        "is every node's memory large enough, and can the cluster hold all workers at once?"
+        " The same command goes on from the last checkpoint",
+    )

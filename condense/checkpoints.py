@@ -14,7 +14,7 @@ from typing import Protocol
 from torch import Tensor
 
 from condense.errors import CheckpointError
-from condense.files import read_tensors, write_tensors
+from condense.files import pack_tensors, unpack_tensors, write_whole
 
 FILE = "checkpoint.safetensors"
 
@@ -72,9 +72,7 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
     Raises:
         OutputError: the folder cannot be written; an older checkpoint there is intact.
     """
-    header = {"step": checkpoint.step, "identity": checkpoint.identity, "scalars": checkpoint.scalars}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    write_tensors(path, tensors, header)
+    write_whole(path, pack(checkpoint))
 
 
 def read(path: Path) -> Checkpoint:
@@ -84,7 +82,27 @@ def read(path: Path) -> Checkpoint:
         CheckpointError: the file is truncated or is no checkpoint.
     """
     try:
-        tensors, header = read_tensors(path)
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from None
+    return unpack(content, str(path))
+
+
+def pack(checkpoint: Checkpoint) -> bytes:
+    """It as the content of a safetensors file."""
+    header = {"step": checkpoint.step, "identity": checkpoint.identity, "scalars": checkpoint.scalars}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    return pack_tensors(tensors, header)
+
+
+def unpack(content: bytes, where: str) -> Checkpoint:
+    """What `pack` packed; `where` names it in the error.
+
+    Raises:
+        CheckpointError: it is truncated or is no checkpoint.
+    """
+    try:
+        tensors, header = unpack_tensors(content)
         return Checkpoint(int(header["step"]), str(header["identity"]), tensors, dict(header["scalars"]))
     except (KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {path} {error}", "delete it to start this run anew") from None
+        raise CheckpointError(f"checkpoint {where} {error}", "delete it to start this run anew") from None

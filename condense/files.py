@@ -51,8 +51,7 @@ def check_folder_writable(folder: Path, remedy: str = "choose another folder") -
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """A safetensors file of contiguous CPU tensors with a JSON header; raises OutputError."""
-    metadata = {"condense": json.dumps(header, sort_keys=True, allow_nan=False)}
-    write_whole(path, safetensors.torch.save(tensors, metadata=metadata))
+    write_whole(path, pack_tensors(tensors, header))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -62,12 +61,30 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ValueError: the file is not readable, not whole or not ours; the message says which.
     """
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator in its API)
-            header = json.loads((file.metadata() or {})["condense"])
-    except KeyError:
+        return unpack_tensors(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error})") from None
+
+
+def pack_tensors(tensors: dict[str, Tensor], header: dict[str, Any]) -> bytes:
+    """Contiguous CPU tensors and a JSON header in the safetensors format."""
+    metadata = {"condense": json.dumps(header, sort_keys=True, allow_nan=False)}
+    return bytes(safetensors.torch.save(tensors, metadata=metadata))
+
+
+def unpack_tensors(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `pack_tensors` packed; nothing in it runs.
+
+    Raises:
+        ValueError: it is not whole or not ours; the message says which.
+    """
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(content)  # compares every offset with the length
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["condense"])
+    except (KeyError, TypeError):
         raise ValueError("holds no Condense header") from None
-    except (OSError, safetensors.SafetensorError, ValueError) as error:
+    except (safetensors.SafetensorError, ValueError) as error:
         raise ValueError(f"is damaged or no safetensors file ({error})") from None
     if not isinstance(header, dict):
         raise ValueError("holds no Condense header")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from condense.allocator import keep_memory
-from condense.checkpoints import LocalCheckpoints
 from condense.collective import Alone
 from condense.condensation import condense, open_checked
 from condense.config import RunConfig
 from condense.files import check_folder_writable
 from condense.parquet import CondensedDataset, write_dataset
+from condense.storage import StoredCheckpoints
 from condense.surroundings import Progress, Surroundings, local_device
 from condense.tracking import NullTracker, Tracker
+from condense.yardstick import pinned
 
 PARQUET = "data.parquet"
 
@@ -26,7 +26,8 @@ def run(config: RunConfig, progress: Callable[[Progress], None]) -> tuple[Conden
         CondenseError: before any work where the data, the flow or the output folder is wrong.
     """
     check_folder_writable(config.output, "set output=FOLDER")
-    source, _ = open_checked(config)
+    source, flow = open_checked(config)
+    config = pinned(config, flow)
     dataset = condense_here(config, NullTracker(), progress)
     folder = folder_of(config, source.name)
     path = write_dataset(folder / PARQUET, dataset)
@@ -37,7 +38,8 @@ def run(config: RunConfig, progress: Callable[[Progress], None]) -> tuple[Conden
 def condense_here(config: RunConfig, tracker: Tracker, progress: Callable[[Progress], None]) -> CondensedDataset:
     """`condense` on this machine's GPU if it has one, else its CPU, with checkpoints under `storage`."""
     keep_memory()
-    checkpoints = LocalCheckpoints(Path(config.storage) / run_name(config))
+    checkpoints = StoredCheckpoints(config.storage, run_name(config))
+    checkpoints.mark(run_name(config))
     return condense(config, Surroundings(Alone(), tracker, checkpoints, progress, local_device()))
 
 
@@ -53,4 +55,4 @@ def folder_of(config: RunConfig, source_name: str) -> Path:
 
 def forget_checkpoints(config: RunConfig) -> None:
     """Removes the checkpoints of a run whose dataset is written."""
-    shutil.rmtree(Path(config.storage) / run_name(config), ignore_errors=True)
+    StoredCheckpoints(config.storage, run_name(config)).forget()

@@ -18,13 +18,14 @@ import typer
 from PIL import Image
 
 from condense import cli, local
-from condense.checkpoints import FILE, Checkpoint, write
+from condense.checkpoints import Checkpoint, write
 from condense.config import RunConfig
 from condense.errors import ConfigError
 from condense.flow.glow import Flow, FlowDescription
 from condense.flow.store import save_flow
 from condense.parquet import read_dataset
 from condense.settings import resolve
+from condense.storage import file_name
 from tests.conftest import QUICKSTART, ROOT, TINY, Command, Outcome, condense_in
 
 HEAVY = ("torch", "pyarrow", "ray", "mlflow")
@@ -74,7 +75,7 @@ def test_a_run_says_where_its_dataset_is_and_keeps_no_checkpoint(tiny: Outcome, 
     assert tiny.code == 0, tiny.err
     assert tiny.err == ""
     assert len(read_dataset(home / tiny.dataset).images) == 10
-    assert not list((home / "runs").rglob(FILE))
+    assert not list((home / "runs").rglob("*.safetensors"))
 
 
 def test_the_same_run_twice_has_the_same_content(tiny: Outcome, home: Path, condense: Command, tmp_path: Path) -> None:
@@ -210,7 +211,7 @@ def test_an_output_folder_that_cannot_be_written(condense: Command, tmp_path: Pa
 @pytest.mark.parametrize("kept", [0.5, 0.0], ids=["half of it", "nothing of it"])
 def test_a_truncated_checkpoint(kept: float, condense: Command, tmp_path: Path) -> None:
     config = resolve(RunConfig, QUICKSTART, TINY)
-    path = tmp_path / config.storage / local.run_name(config) / FILE
+    path = tmp_path / config.storage / local.run_name(config) / file_name(1)
     write(Checkpoint(1, config.identity(), {"alpha": torch.zeros(10, 1, 1, 16, 16)}, {}), path)
     os.truncate(path, int(kept * path.stat().st_size))
     refused(condense("run", QUICKSTART, *TINY), str(path.relative_to(tmp_path)), "delete it")

@@ -1,0 +1,68 @@
+"""The checkpoints of one run on many workers: worker 0 writes, all go on from the same step, all see every failure."""
+
+from __future__ import annotations
+
+import torch
+
+from condense.checkpoints import Checkpoint
+from condense.collective import Collective, agree
+from condense.errors import CheckpointError, CondenseError, ConfigError, OutputError
+from condense.storage import StoredCheckpoints
+
+
+class SharedCheckpoints(StoredCheckpoints):
+    """Every worker makes one and calls its methods in the same order; none is left waiting for one that failed.
+
+    Args:
+        storage: see `Storage`; a path is absolute.
+        run: the run's name.
+        note: what the driver left there with `mark`.
+        collective: the workers.
+        device: of the tensors that the collective carries.
+
+    Raises:
+        ConfigError: a worker does not see the driver's note: its node does not share the storage.
+    """
+
+    def __init__(self, storage: str, run: str, note: str, collective: Collective, device: torch.device) -> None:
+        super().__init__(storage, run)
+        self.collective, self.device = collective, device
+        failure: CondenseError | None = None
+        try:
+            if not self.marked(note):
+                failure = ConfigError(
+                    f"storage={storage} on the node of worker {collective.rank} is not that of the driver",
+                    "set storage to a folder that all nodes share (such as NFS) or to s3://BUCKET/FOLDER",
+                )
+        except CheckpointError as error:
+            failure = error
+        agree(collective, failure, device)
+
+    def save(self, checkpoint: Checkpoint | None, metrics: dict[str, float]) -> None:
+        """Worker 0 writes, and what goes wrong there is raised everywhere."""
+        failure: CondenseError | None = None
+        try:
+            super().save(checkpoint, metrics)
+        except (OutputError, CheckpointError) as error:
+            failure = error
+        agree(self.collective, failure, self.device)
+
+    def latest(self) -> Checkpoint | None:
+        """The one that worker 0 finds; storages such as NFS may show another worker an older listing."""
+        found: Checkpoint | None = None
+        failure: CondenseError | None = None
+        try:
+            found = super().latest() if self.collective.rank == 0 else None
+        except CheckpointError as error:
+            failure = error
+        agree(self.collective, failure, self.device)
+        step = torch.tensor([0 if found is None else found.step], device=self.device)
+        chosen = int(self.collective.sum_(step))
+        if chosen == 0:
+            return None
+        try:
+            found = found or self.at(chosen)
+        except CheckpointError as error:
+            failure = error
+        agree(self.collective, failure, self.device)
+        return found
