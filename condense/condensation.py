@@ -23,7 +23,7 @@ from condense.engine import Engine, StepResult
 from condense.errors import CheckpointError, FlowError, SourceError
 from condense.evaluation import RECIPES, Evaluation, Evaluator, Normalisation
 from condense.flow.bits import Density, measure
-from condense.flow.store import flow_for, load_flow
+from condense.flow.store import flow_for
 from condense.networks import build_network
 from condense.objectives import build_objective
 from condense.parquet import CondensedDataset, content_digest
@@ -39,6 +39,7 @@ from condense.sources import (
 from condense.surroundings import Progress, Surroundings
 from condense.synthetic import initial_set
 from condense.tracking import image_grid
+from condense.yardstick import open_flow
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def open_checked(config: RunConfig) -> tuple[DataSource, str | None]:
     check_class_sizes(source.class_counts, config.images_per_class, source.class_names)
     build_network(config.network, source.shape, len(source.class_names))
     if config.flow != "auto":
-        flow = load_flow(config.flow)
+        flow = open_flow(config, config.flow)
         if flow.shape != source.shape:
             raise FlowError(
                 f"flow {config.flow} measures images of shape {flow.shape}, {config.source} has {source.shape}",
@@ -88,7 +89,7 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
     digest = _source_digest(train, len(source.class_names), collective)
     real = [train.images[train.labels == label].to(device) for label in classes]
     normalisation = _normalisation(real, collective)
-    density = None if flow_name is None else load_flow(flow_name, device=device)
+    density = None if flow_name is None else open_flow(config, flow_name, device=device)
 
     synthetic = initial_set(config.images, real, classes, config.images_per_class, seed=config.seed)
     engine = Engine(

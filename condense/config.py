@@ -40,7 +40,9 @@ class RunConfig(Settings):
     objective: str = "gradient"
     outer_steps: int = Field(1000, ge=1)
     seed: int = Field(0, ge=0)
-    flow: str = "auto"  # a shipped name or a path; "auto" takes the shipped flow of the images' shape
+    # A shipped name, a path, or models:/flow-NAME@best; "auto" takes the shipped flow of the images' shape.
+    flow: str = "auto"
+    flow_digest: str | None = None  # what `flow` must be; a run fills it in as it starts
     data: DataConfig = DataConfig()
     network: NetworkConfig = NetworkConfig()
     images: ImagesConfig = ImagesConfig()
@@ -86,6 +88,7 @@ class RunConfig(Settings):
     def identity(self) -> str:
         """What makes two runs the same: 16 hexadecimal digits of everything that decides the result."""
         values = {key: value for key, value in self.as_dict().items() if key not in PLACES}
+        values["flow"] = values.pop("flow_digest") or self.flow
         return settings.digest(values)[:16]
 
     def as_dict(self) -> dict[str, Any]:

@@ -41,9 +41,7 @@ class FlowFitConfig(Settings):
     download: bool = False
 
     architecture: FlowDescription = FlowDescription()
-    start_from: str | None = (
-        None  # a shipped name, a file or models:/flow-NAME@best whose weights training goes on from
-    )
+    start_from: str | None = None  # a shipped name or a file whose weights training goes on from
 
     steps: int = Field(4000, ge=1)
     batch_size: int = Field(32, ge=1)  # of all workers together
@@ -69,7 +67,7 @@ class FlowFitConfig(Settings):
     cpus_per_worker: int | None = Field(None, ge=1)
     gpus_per_worker: float | None = Field(None, ge=0)
     max_failures: int = Field(3, ge=0)  # worker failures that a fit survives
-    storage: Path = Path("runs")  # workers' checkpoints: a folder, shared by all nodes
+    storage: str = "runs"  # workers' checkpoints: a folder or object store that all nodes share
     tracking_uri: str = "sqlite:///mlflow.db"  # "none" keeps nothing
 
     @model_validator(mode="after")

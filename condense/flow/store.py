@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from condense.errors import ConfigError, FlowError, OutputError
-from condense.files import check_folder_writable, read_tensors, write_tensors
+from condense.files import check_folder_writable, unpack_tensors, write_tensors
 from condense.flow.glow import Flow, FlowDescription, tensors_digest
 from condense.flow.probe import check_exact
 from condense.settings import validate
 
 FORMAT = 1
+REGISTERED = "models:/"  # how a reference to a flow in MLflow's registry starts; see condense/yardstick.py
 
 
 def save_flow(flow: Flow, path: Path, card: dict[str, Any]) -> str:
@@ -53,29 +54,33 @@ def load_flow(name_or_path: str | Path, *, device: torch.device | str = "cpu") -
         FlowError: naming the file and what is wrong with it.
     """
     path = _locate(name_or_path)
-    header = _read_header(path)
+    return read_flow(_content(path), str(path), device=device)
+
+
+def read_flow(content: bytes, where: str, *, device: torch.device | str = "cpu") -> Flow:
+    """`load_flow` of a file's content; `where` names it in errors."""
+    tensors, header = _read(content, where)
     try:
-        description = validate(FlowDescription, header["description"], where=f"flow file {path}")
+        description = validate(FlowDescription, header["description"], where=f"flow file {where}")
     except ConfigError as error:
         raise FlowError(f"{error.problem} is no description of a flow", error.remedy) from None
-    tensors, _ = _read(path)
     flow = Flow(description)
     expected = {name: tuple(tensor.shape) for name, tensor in flow.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != found:
         wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))[0]
         raise FlowError(
-            f"flow file {path}: tensor {wrong!r} should be {expected.get(wrong)}, is {found.get(wrong)}",
+            f"flow file {where}: tensor {wrong!r} should be {expected.get(wrong)}, is {found.get(wrong)}",
             "the file was not written by save_flow for this description; take another copy",
         )
     if tensors_digest(description.model_dump(), tensors) != header["digest"]:
         raise FlowError(
-            f"flow file {path} does not have the digest that it states", "it was altered: take another copy"
+            f"flow file {where} does not have the digest that it states", "it was altered: take another copy"
         )
     flow.load_state_dict(tensors)
     exact = copy.deepcopy(flow).double().to(device)
     flow.to(device).freeze_()
-    check_exact(flow, exact, str(path))
+    check_exact(flow, exact, where)
     return flow
 
 
@@ -85,7 +90,8 @@ def load_card(name_or_path: str | Path) -> dict[str, Any]:
     Raises:
         FlowError: the file is missing, damaged or newer than this version.
     """
-    header = _read_header(_locate(name_or_path))
+    path = _locate(name_or_path)
+    header = _read(_content(path), str(path))[1]
     return {**header["card"], "description": header["description"], "digest": header["digest"]}
 
 
@@ -102,7 +108,7 @@ def flow_for(shape: tuple[int, int, int]) -> str:
     """
     fitting = {}
     for name in shipped_flows():
-        description = _read_header(_yardsticks() / f"{name}.safetensors")["description"]
+        description = load_card(name)["description"]
         side = description["image_size"]
         fitting[name] = (description["channels"], side, side)
         if fitting[name] == tuple(shape):
@@ -129,6 +135,11 @@ def _locate(name_or_path: str | Path) -> Path:
     shipped = shipped_flows()
     if str(name_or_path) in shipped:
         return _yardsticks() / f"{name_or_path}.safetensors"
+    if str(name_or_path).startswith(REGISTERED):
+        raise FlowError(
+            f"flow {str(name_or_path)!r} is in MLflow's registry, and this run has none",
+            "set tracking_uri to the registry's (it needs condense-service[cluster]), or give a file",
+        )
     path = Path(name_or_path).expanduser()
     if not path.is_file():
         raise FlowError(
@@ -138,20 +149,23 @@ def _locate(name_or_path: str | Path) -> Path:
     return path
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _content(path: Path) -> bytes:
     try:
-        return read_tensors(path)
+        return path.read_bytes()
+    except OSError as error:
+        raise FlowError(f"flow file {path} cannot be read: {error}") from None
+
+
+def _read(content: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        tensors, header = unpack_tensors(content)
     except ValueError as error:
-        raise FlowError(f"flow file {path} {error}", "take another copy of it") from None
-
-
-def _read_header(path: Path) -> dict[str, Any]:
-    header = _read(path)[1]
+        raise FlowError(f"flow file {where} {error}", "take another copy of it") from None
     version = header.get("format")
     if isinstance(version, int) and version > FORMAT:
         raise FlowError(
-            f"flow file {path} has format {version}; this version reads up to {FORMAT}", "update condense-service"
+            f"flow file {where} has format {version}; this version reads up to {FORMAT}", "update condense-service"
         )
     if version != FORMAT or not {"description", "card", "digest"} <= header.keys():
-        raise FlowError(f"flow file {path} holds no flow", "give a file that condense flow fit wrote")
-    return header
+        raise FlowError(f"flow file {where} holds no flow", "give a file that condense flow fit wrote")
+    return tensors, header
