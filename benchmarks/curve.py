@@ -44,6 +44,7 @@ class SharedTargets:
 
     def __init__(self, kept: dict[int, Any], name: str, **options: Any) -> None:
         self.kept, self.calls, self.inner = kept, 0, build_objective(name, **options)
+        self.fresh_network = self.inner.fresh_network
 
     def target(self, network: nn.Module, real: Tensor, classes: Tensor) -> Any:
         """The kept target of this call, or a new one."""

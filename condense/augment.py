@@ -8,13 +8,19 @@ their MNIST evaluation networks with: a transform of its own for each image.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 STRATEGIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
+TOGETHER = ("color", "crop", "cutout")  # Kim et al. 2022 apply these three, one after the other
+
+# How images are augmented while they are matched and while learners are trained in between: one of the six, or all of
+# TOGETHER.
+Augmentation = Literal["none", "dsa", "color-crop-cutout"]
 
 # Strengths of the published code.
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
@@ -34,6 +40,32 @@ def draw_transform(generator: torch.Generator, count: int, *, flip: bool = True)
     kinds = STRATEGIES if flip else tuple(kind for kind in STRATEGIES if kind != "flip")
     kind = kinds[int(torch.randint(len(kinds), (), generator=generator))]
     return Draw(kind, torch.rand((count, 4), generator=generator))
+
+
+def draw_transforms(
+    augmentation: Augmentation, generator: torch.Generator, count: int, *, flip: bool = True
+) -> tuple[Draw, ...]:
+    """The transforms of one augmentation, to be applied in order, with numbers for `count` images."""
+    if augmentation == "none":
+        return ()
+    if augmentation == "dsa":
+        return (draw_transform(generator, count, flip=flip),)
+    return tuple(Draw(kind, torch.rand((count, 4), generator=generator)) for kind in TOGETHER)
+
+
+def augment_classes(images: Tensor, draws: Sequence[tuple[Draw, ...]]) -> Tensor:
+    """Images (C, n, channels, H, W), all of a class transformed alike by the class's own draws (of one number each)."""
+    for stage in zip(*draws, strict=True):
+        parts, order = [], []
+        for kind in sorted({draw.kind for draw in stage}):
+            chosen = [index for index, draw in enumerate(stage) if draw.kind == kind]
+            numbers = torch.cat([stage[index].numbers for index in chosen]).repeat_interleave(images.shape[1], 0)
+            rows = torch.tensor(chosen, device=images.device)
+            changed = augment(images[rows].flatten(0, 1), Draw(kind, numbers))
+            parts.append(changed.unflatten(0, (len(chosen), images.shape[1])))
+            order += chosen
+        images = torch.cat(parts)[torch.tensor(order, device=images.device).argsort()]
+    return images
 
 
 def augment(images: Tensor, draw: Draw) -> Tensor:

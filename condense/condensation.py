@@ -19,11 +19,13 @@ from condense import controls, provenance
 from condense.checkpoints import Checkpoint
 from condense.collective import Collective, agree, class_slice
 from condense.config import RunConfig
+from condense.decoder import check_factor, decode_uint8
 from condense.engine import Engine, StepResult
 from condense.errors import CheckpointError, FlowError, SourceError
 from condense.evaluation import RECIPES, Evaluation, Evaluator, Normalisation
 from condense.flow.bits import Density, measure
 from condense.flow.store import flow_for
+from condense.matching import check_matching
 from condense.networks import build_network
 from condense.objectives import build_objective
 from condense.parquet import CondensedDataset, content_digest
@@ -51,9 +53,12 @@ def open_checked(config: RunConfig) -> tuple[DataSource, str | None]:
 
     Raises:
         SourceError: the data, or a class smaller than images_per_class.
+        ConfigError: settings that exclude each other, or do not fit the images' size.
         FlowError: no flow fits, or one of another shape; None is returned where no bits are asked for.
     """
     source = open_source(config.source, config.data, seed=config.seed)
+    check_matching(config.objective, config.matching)
+    check_factor(config.images.factor, source.shape)
     check_class_sizes(source.class_counts, config.images_per_class, source.class_names)
     build_network(config.network, source.shape, len(source.class_names))
     if config.flow != "auto":
@@ -110,6 +115,7 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
         synthetic=synthetic,
         class_count=len(source.class_names),
         collective=collective,
+        flip=config.evaluation.flip,
     )
     evaluator = Evaluator(
         recipe=RECIPES[config.evaluation.recipe],
@@ -196,7 +202,7 @@ class _Run:
                 sets["jpeg_real"], quality = controls.jpeg_at_bits(
                     random, after, lambda part: self._mean_bits(part) or 0.0
                 )
-        evaluation = self._test(images, labels, test, "set", 0, 1 + len(sets))
+        evaluation = self._test(*self._decoded(images, labels), test, "set", 0, 1 + len(sets))
         found: dict[str, Any] = {"evaluation": evaluation.description(), "controls": {}}
         for index, (name, part) in enumerate(sets.items()):
             control = self._test(self.whole(part), labels, test, name, index + 1, 1 + len(sets))
@@ -232,6 +238,11 @@ class _Run:
         tested = held_out.images.to(device), held_out.labels.to(device)
         return self.evaluator.evaluate(images, labels, *tested, learners=learners, collective=self.around.collective)
 
+    def _decoded(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What learners are trained on: the whole set's canvases (N, ...) decoded, with their labels."""
+        factor = self.config.images.factor
+        return decode_uint8(images, factor), labels.repeat_interleave(factor**2)
+
     def _mean_bits(self, part: Tensor) -> float | None:
         """Mean bits per dim over all workers of slice images (C, n, channels, H, W); None without a flow."""
         if self.density is None:
@@ -245,7 +256,8 @@ class _Run:
         """Validation accuracy, bits and pictures at one step."""
         images = self.whole(self.engine.synthetic.images_uint8())
         labels = self.whole(self.engine.synthetic.labels)
-        evaluation = self._evaluate(images, labels, validation, self.config.evaluation.validation_learners)
+        learners = self.config.evaluation.validation_learners
+        evaluation = self._evaluate(*self._decoded(images, labels), validation, learners)
         bits = self._mean_bits(self.engine.synthetic.images_uint8())
         self.validation = {"accuracy_mean": evaluation.mean, "accuracy_std": evaluation.std}
         if not self.first:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from condense import settings
-from condense.engine import MatchingConfig
 from condense.evaluation import EvaluationConfig
+from condense.matching import MatchingConfig
 from condense.networks import NetworkConfig
 from condense.objectives import OBJECTIVES
 from condense.settings import Settings

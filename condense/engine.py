@@ -15,46 +15,27 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch import Tensor
 
 from condense import seeding
+from condense.augment import Draw, augment_classes, draw_transforms
+from condense.batches import RealBatches, choice_at
 from condense.collective import Collective
+from condense.decoder import decode
 from condense.errors import NonFiniteError
 from condense.evaluation import Normalisation
 from condense.flow.bits import Density, bits_per_dim
-from condense.networks import initialise_
+from condense.learners import LearnerTraining
+from condense.matching import MatchingConfig
+from condense.networks import Learner
 from condense.objectives import Objective
 from condense.pixels import to_float
-from condense.settings import Settings
 from condense.synthetic import ImagesConfig, SyntheticSet, build_optimizer
 
-# (match steps, inner epochs) of the published schedule, by images per class (Zhao et al. 2021).
-PUBLISHED = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 FLOW_BATCH = 50  # images per pass through the flow: bounds its activations at any images per class
-
-
-class MatchingConfig(Settings):
-    """How real and synthetic images are compared, and how the network is trained in between."""
-
-    distance: Literal["cosine", "mse", "l1"] = "cosine"
-    real_batch: int = Field(64, ge=1)  # real images per class and match step; published: 256
-    updates: int = Field(5, ge=1)  # image updates for each real batch, whose gradients cost most; published: 1
-    steps: int | None = Field(None, ge=1)  # match steps per outer step; None takes the published schedule
-    inner_epochs: int | None = Field(None, ge=0)  # epochs of the learner between match steps; None likewise
-    learner_rate: float = Field(0.01, gt=0)
-    learner_batch: int = Field(256, ge=1)
-    precision: Literal["float32", "bfloat16"] = "float32"  # of the real images' gradients
-
-    def schedule(self, images_per_class: int) -> tuple[int, int]:
-        """(match steps, inner epochs) for any images per class."""
-        ipc = images_per_class
-        steps, epochs = PUBLISHED.get(ipc, (min(ipc, 50), max(1, round(500 / ipc))))
-        return self.steps or steps, epochs if self.inner_epochs is None else self.inner_epochs
 
 
 class Stopwatch:
@@ -100,13 +81,14 @@ class Engine:
         outer_steps: int,
         seed: int,
         objective: Objective,
-        network: nn.Module,
+        network: Learner,
         density: Density | None,
         normalisation: Normalisation,
         real: Sequence[Tensor],
         synthetic: SyntheticSet,
         class_count: int,
         collective: Collective,
+        flip: bool = True,
     ) -> None:
         """
         Args:
@@ -114,14 +96,27 @@ class Engine:
             synthetic: the slice's images, classes in the order of `real`.
             class_count: classes of the whole set.
             density: None trains without bits; then `bits_weight` is 0.
+            flip: whether augmentation may mirror.
         """
         assert density is not None or bits_weight == 0
         self.matching, self.bits_weight, self.seed = matching, bits_weight, seed
         self.objective, self.network, self.density = objective, network, density
-        self.normalisation, self.real, self.synthetic = normalisation, real, synthetic
+        self.normalisation, self.synthetic, self.flip = normalisation, synthetic, flip
         self.class_count, self.collective = class_count, collective
         self.ipc = synthetic.ipc
-        self.match_steps, self.inner_epochs = matching.schedule(self.ipc)
+        self.match_steps, self.inner_epochs = (1, 0) if objective.fresh_network else matching.schedule(self.ipc)
+        self.batches = RealBatches(real, synthetic.classes.tolist(), matching.real_batch, seed)
+        self.learner = LearnerTraining(
+            matching=matching,
+            network=network,
+            normalisation=normalisation,
+            batches=self.batches,
+            seed=seed,
+            class_count=class_count,
+            flip=flip,
+            collective=collective,
+        )
+        self._representatives: tuple[int, Tensor] | None = None  # the match step of their choice, and their batch
         self.optimizer = build_optimizer(images, synthetic.parameters)
         self.base_rate, self.decays = images.learning_rate, images.schedule == "cosine"
         self.updates = outer_steps * self.match_steps * matching.updates
@@ -130,19 +125,16 @@ class Engine:
         self._bad: str | None = None
 
     def outer_step(self, step: int) -> StepResult:
-        """One fresh network: `match_steps` updates of the images, the network trained on them in between.
+        """One fresh network: `match_steps` real batches to match, the network trained in between.
 
         Raises:
             NonFiniteError: naming the step and the class.
         """
-        initialise_(self.network, seeding.generator(self.seed, "learner", step=step))
-        self.network.requires_grad_(False)
         totals = torch.zeros(3, dtype=torch.float64)
-        for match in range(self.match_steps):
-            totals += self._match(step * self.match_steps + match)
-            if match + 1 < self.match_steps:
-                with self.stopwatch.part("network training"):
-                    self._train_learner_(step * self.match_steps + match)
+        for match in range(step * self.match_steps, (step + 1) * self.match_steps):
+            with self.stopwatch.part("network training"):
+                self._prepare_learner_(step, match)
+            totals += self._match(match)
         with self.stopwatch.part("communication"):
             totals = self.collective.sum_(totals.to(self.device)).cpu() / self.match_steps
         if totals[2] > 0:  # summed over workers, so that all stop at the same step
@@ -154,22 +146,49 @@ class Engine:
         bits = float(totals[1]) if self.density is not None else math.nan
         return StepResult(float(totals[0]), bits)
 
+    def _prepare_learner_(self, step: int, match: int) -> None:
+        """The network of a match step: that of the outer step, trained once more."""
+        kind = self.matching.learner_training
+        if kind == "pool" or match == step * self.match_steps:
+            self.learner.start_(step, match)
+        elif kind == "real":
+            self.learner.train_on_real_(match - 1)
+        else:
+            images = self._decoded(self.synthetic.images().detach())
+            self.learner.train_on_synthetic_(images, match - 1, self.inner_epochs)
+
     def _match(self, match: int) -> Tensor:
         """`matching.updates` image updates towards one real batch; their mean result."""
+        transforms = [
+            draw_transforms(
+                self.matching.augment,
+                seeding.generator(self.seed, "augmentation", step=match, index=label),
+                1,
+                flip=self.flip,
+            )
+            for label in self.synthetic.classes.tolist()
+        ]
         with self.stopwatch.part("real gradients"):
-            target = self.objective.target(self.network, self._real_batch(match), self.synthetic.classes)
+            real = augment_classes(self._real_batch(match), transforms)
+            target = self.objective.target(self.network, real, self.synthetic.classes)
         repeats = self.matching.updates
-        results = [self._update_images(target, match * repeats + repeat) for repeat in range(repeats)]
+        results = [self._update_images(target, transforms, match * repeats + repeat) for repeat in range(repeats)]
         return torch.stack(results).mean(0)
 
-    def _update_images(self, target: Any, update: int) -> Tensor:
+    def _decoded(self, images: Tensor) -> Tensor:
+        """Canvases (C, ipc, channels, H, W) to the images that learners see, (C, ipc * factor^2, channels, H, W)."""
+        decoded: Tensor = decode(images.flatten(0, 1), self.synthetic.factor).unflatten(0, (len(images), -1))
+        return decoded
+
+    def _update_images(self, target: Any, transforms: Sequence[tuple[Draw, ...]], update: int) -> Tensor:
         """One step of the image optimiser; the slice's share of (mean distance, mean bits per dim), and its classes
         whose distance or gradient is not finite."""
         classes = self.synthetic.classes
         images = self.synthetic.images()
         seen = images.detach().requires_grad_()
         with self.stopwatch.part("matching"):
-            distances = self.objective.distances(self.network, target, self.normalisation.apply(seen), classes)
+            inputs = augment_classes(self.normalisation.apply(self._decoded(seen)), transforms)
+            distances = self.objective.distances(self.network, target, inputs, classes)
             (gradient,) = torch.autograd.grad(distances.sum() / self.class_count, seen)
         bits = torch.zeros((), device=self.device)
         if self.density is not None:
@@ -191,17 +210,18 @@ class Engine:
         return torch.stack([share, bits, bad.sum()]).double().cpu()
 
     def _real_batch(self, match: int) -> Tensor:
-        """(C, B, channels, H, W), normalised: a random batch of each class, with replacement only if B > n_c."""
-        size = self.matching.real_batch
-        rows = []
-        for label, images in zip(self.synthetic.classes.tolist(), self.real, strict=True):
-            draws = seeding.generator(self.seed, "real-batch", step=match, index=label)
-            if len(images) >= size:
-                chosen = torch.randperm(len(images), generator=draws)[:size]
-            else:
-                chosen = torch.randint(len(images), (size,), generator=draws)
-            rows.append(images[chosen.to(images.device)])
-        return self.normalisation.apply(to_float(torch.stack(rows)))
+        """(C, B, channels, H, W), normalised."""
+        if self.matching.real_batch_choice == "random":
+            return self.normalisation.apply(to_float(self.batches.random(match)))
+        at = choice_at(match, self.match_steps)
+        if self._representatives is None or self._representatives[0] != at:
+            resumed = at < match - match % self.match_steps  # the network of an earlier outer step chose them
+            if resumed:
+                self.learner.start_(at // self.match_steps, at)
+            self._representatives = at, self.batches.representative(at, self.network, self.normalisation)
+            if resumed:
+                self.learner.start_(match // self.match_steps, match)
+        return self.normalisation.apply(to_float(self._representatives[1]))
 
     def _bits(self, density: Density, images: Tensor, update: int) -> tuple[Tensor, Tensor]:
         """The slice's share of the mean bits per dim, and its gradient at the images."""
@@ -228,28 +248,3 @@ class Engine:
         if not self.decays:
             return self.base_rate
         return self.base_rate * 0.5 * (1 + math.cos(math.pi * update / self.updates))
-
-    def _train_learner_(self, match: int) -> None:
-        """Epochs of SGD on the whole synthetic set; each worker adds the gradients of its own images."""
-        own = self.normalisation.apply(self.synthetic.images().detach().flatten(0, 1))
-        labels = self.synthetic.labels.flatten()
-        first = int(self.synthetic.classes[0]) * self.ipc
-        count = self.class_count * self.ipc
-        parameters = list(self.network.parameters())
-        self.network.requires_grad_(True)
-        for epoch in range(self.inner_epochs):
-            draws = seeding.generator(self.seed, "inner-order", step=match, index=epoch)
-            for batch in torch.randperm(count, generator=draws).split(self.matching.learner_batch):
-                local = batch[(batch >= first) & (batch < first + len(own))].to(self.device) - first
-                gradients = [torch.zeros_like(parameter) for parameter in parameters]
-                if len(local):
-                    loss = F.cross_entropy(self.network(own[local]), labels[local], reduction="sum") / len(batch)
-                    gradients = list(torch.autograd.grad(loss, parameters))
-                if self.collective.size > 1:
-                    flat = self.collective.sum_(torch.cat([gradient.flatten() for gradient in gradients]))
-                    parts = flat.split([parameter.numel() for parameter in parameters])
-                    gradients = [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
-                with torch.no_grad():
-                    for parameter, gradient in zip(parameters, gradients, strict=True):
-                        parameter.sub_(gradient, alpha=self.matching.learner_rate)
-        self.network.requires_grad_(False)

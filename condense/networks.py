@@ -29,7 +29,22 @@ class NetworkConfig(Settings):
     depth: int = Field(3, ge=1)
 
 
-class ConvNet(nn.Module):
+class Learner(nn.Module):
+    """A network whose logits are linear in an embedding of each image."""
+
+    classifier: nn.Linear
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) normalised images to (N, features), what the last layer sees."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) normalised images to (N, classes) logits."""
+        logits: Tensor = self.classifier(self.embed(images))
+        return logits
+
+
+class ConvNet(Learner):
     """The field's ConvNet: `depth` blocks of 3x3 convolution, instance norm, ReLU, 2x2 average pool; then linear.
 
     320,010 parameters at 3x32x32, width 128, depth 3, 10 classes (Gidaris, Komodakis 2018; Zhao et al. 2021).
@@ -50,36 +65,34 @@ class ConvNet(nn.Module):
         self.norms = nn.ModuleList(skip_init(nn.GroupNorm, width, width) for _ in range(depth))
         self.classifier = skip_init(nn.Linear, width * (side >> depth) ** 2, classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) normalised images to (N, classes) logits."""
+    def embed(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) normalised images to (N, width * (side / 2^depth)^2)."""
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             images = F.avg_pool2d(F.relu(norm(convolution(images))), 2)
-        logits: Tensor = self.classifier(images.flatten(1))
-        return logits
+        return images.flatten(1)
 
 
-class MLP(nn.Module):
+class MLP(Learner):
     """`depth` hidden layers of `width` units with ReLU; then linear."""
 
     def __init__(self, shape: tuple[int, int, int], classes: int, *, width: int, depth: int) -> None:
         super().__init__()
-        sizes = [math.prod(shape), *[width] * depth, classes]
+        sizes = [math.prod(shape), *[width] * depth]
         self.layers = nn.ModuleList(skip_init(nn.Linear, a, b) for a, b in pairwise(sizes))
+        self.classifier = skip_init(nn.Linear, width, classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) normalised images to (N, classes) logits."""
+    def embed(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) normalised images to (N, width)."""
         hidden = images.flatten(1)
-        *inner, last = self.layers
-        for layer in inner:
+        for layer in self.layers:
             hidden = F.relu(layer(hidden))
-        logits: Tensor = last(hidden)
-        return logits
+        return hidden
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet, "mlp": MLP}
+NETWORKS: dict[str, Callable[..., Learner]] = {"convnet": ConvNet, "mlp": MLP}
 
 
-def build_network(config: NetworkConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
+def build_network(config: NetworkConfig, shape: tuple[int, int, int], classes: int) -> Learner:
     """An uninitialised network for images of `shape` (C, H, W); `initialise_` draws its parameters."""
     return NETWORKS[config.name](shape, classes, width=config.width, depth=config.depth)
 

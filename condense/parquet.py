@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from condense.decoder import decode_uint8
 from condense.errors import DatasetError, NonFiniteError, SourceError
 from condense.files import write_whole
 from condense.images import Frame, decode, encode_png, framed_shape, stack
@@ -37,7 +38,8 @@ _IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string()
 class CondensedDataset:
     """A condensed dataset and where it came from.
 
-    images: uint8 (N, C, H, W), C one or three. labels: int64 (N,). class_names: one per label value.
+    images: uint8 (N, C, H, W), C one or three, as stored (see `decoded`). labels: int64 (N,). class_names: one per
+        label value.
     bits: float64 (N,), code length of each image under the flow. bits_per_dim: float64 (N,), bits / (C H W). Both are
         None where the run had no flow of the images' shape.
     soft_labels: float32 (N, classes) or None.
@@ -53,6 +55,11 @@ class CondensedDataset:
     bits_per_dim: Tensor | None
     soft_labels: Tensor | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    def decoded(self) -> tuple[Tensor, Tensor]:
+        """What learners are trained on: uint8 (M, C, H, W) and labels (M,); a canvas of factor f is f^2 images."""
+        factor = int(self.provenance.get("decoder", {}).get("factor", 1))
+        return decode_uint8(self.images, factor), self.labels.repeat_interleave(factor**2)
 
 
 def content_digest(
@@ -139,7 +146,7 @@ def read_dataset(path: str | Path) -> CondensedDataset:
 
 
 class CondensedImages(Dataset[tuple[Any, int]]):
-    """A condensed dataset for `torch.utils.data.DataLoader`: (image, label) pairs.
+    """A condensed dataset for `torch.utils.data.DataLoader`: (image, label) pairs, canvases decoded.
 
     Args:
         path: the Parquet file.
@@ -156,9 +163,10 @@ class CondensedImages(Dataset[tuple[Any, int]]):
     ) -> None:
         self.dataset = read_dataset(path)
         self.classes = list(self.dataset.class_names)
-        self.targets: list[int] = self.dataset.labels.tolist()
+        self._pictures, labels = self.dataset.decoded()
+        self.targets: list[int] = labels.tolist()
         self.transform = transform
-        self._images = to_float(self.dataset.images)
+        self._images = to_float(self._pictures)
         if normalise:
             stated = self.dataset.provenance.get("normalisation")
             if not stated:
@@ -172,7 +180,7 @@ class CondensedImages(Dataset[tuple[Any, int]]):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         if self.transform is None:
             return self._images[index], self.targets[index]
-        return self.transform(Image.open(io.BytesIO(encode_png(self.dataset.images[index])))), self.targets[index]
+        return self.transform(Image.open(io.BytesIO(encode_png(self._pictures[index])))), self.targets[index]
 
 
 def _table(dataset: CondensedDataset) -> pa.Table:

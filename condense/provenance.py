@@ -41,7 +41,7 @@ def describe(
         "flow": flow,
         "value_range": [0, LEVELS - 1],
         "normalisation": {"mean": list(normalisation.mean), "std": list(normalisation.std)},
-        "decoder": {"name": "pixels", "factor": 1},
+        "decoder": {"name": "tiles" if config.images.factor > 1 else "pixels", "factor": config.images.factor},
         "content_digest": content_digest,
     }
 

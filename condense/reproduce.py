@@ -106,5 +106,5 @@ def _test(dataset: CondensedDataset, config: RunConfig, evaluator: Evaluator, le
             "pass the source that the set was condensed from with --source",
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sets = (dataset.images, dataset.labels, test.images, test.labels)
+    sets = (*dataset.decoded(), test.images, test.labels)
     return evaluator.evaluate(*(part.to(device) for part in sets), learners=learners, collective=Alone())

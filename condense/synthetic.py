@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from condense import seeding
+from condense.controls import kmeans_real
+from condense.decoder import tile
 from condense.pixels import round_straight_through, to_float, to_uint8
 from condense.settings import Settings
 
@@ -48,7 +50,9 @@ class ImagesConfig(Settings):
     recipe: Literal["default", "simplebits", "dc"] = "default"
     bound: Literal["sigmoid", "clamp"] = "clamp"
     parameterisation: Literal["pixels", "pyramid"] = "pixels"
-    init: Literal["noise", "real"] = "noise"
+    # real: random images; kmeans: those nearest to k-means centres; tiles: canvases of factor^2 random images each
+    init: Literal["noise", "real", "kmeans", "tiles"] = "noise"
+    factor: int = Field(1, ge=1, le=4)  # a stored canvas is decoded to factor^2 training images
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: float = Field(0.1, gt=0)
     betas: tuple[float, float] = (0.5, 0.99)
@@ -70,14 +74,19 @@ class SyntheticSet:
     Attributes:
         parameters: (C, ipc, channels, H / 2^l, W / 2^l) for each level l, unconstrained; one level is plain pixels.
         classes: (C,) int64, the label of each row.
+        factor: each image is a canvas of factor^2 images that learners see.
     """
 
     def __init__(
-        self, parameters: Sequence[Tensor], classes: Tensor, bound: Literal["sigmoid", "clamp"] = "clamp"
+        self,
+        parameters: Sequence[Tensor],
+        classes: Tensor,
+        bound: Literal["sigmoid", "clamp"] = "clamp",
+        factor: int = 1,
     ) -> None:
         self.bound = torch.sigmoid if bound == "sigmoid" else clamp
         self.parameters = [parameter.requires_grad_() for parameter in parameters]
-        self.classes = classes
+        self.classes, self.factor = classes, factor
 
     @property
     def alpha(self) -> Tensor:
@@ -142,7 +151,7 @@ def initial_set(
     """A new synthetic set for `classes`; each class has its own draws, whoever owns it.
 
     Args:
-        config: the initialisation: "noise" is alpha ~ 0.2 N(0, 1), "real" are random real images.
+        config: the initialisation: "noise" is alpha ~ 0.2 N(0, 1), the others are of real images.
         real: the classes' real images, uint8 (n_c, channels, H, W) each.
         classes: the labels of the classes in `real`.
         ipc: images per class.
@@ -154,7 +163,7 @@ def initial_set(
         if config.init == "noise":
             rows.append(0.2 * torch.randn((ipc, *images.shape[1:]), generator=draws))
         else:
-            chosen = to_float(images[torch.randperm(len(images), generator=draws)[:ipc].to(images.device)])
+            chosen = _start(config, images, label, ipc, seed, draws)
             rows.append((torch.logit(chosen, eps=CLAMP) if config.bound == "sigmoid" else 4 * (chosen - 0.5)).cpu())
     device = real[0].device
     parameters = [torch.stack(rows).to(device)]
@@ -163,7 +172,18 @@ def initial_set(
         while side >= COARSEST:
             parameters.append(torch.zeros((*parameters[0].shape[:-2], side, side), device=device))
             side //= 2
-    return SyntheticSet(parameters, torch.tensor(list(classes), device=device), config.bound)
+    return SyntheticSet(parameters, torch.tensor(list(classes), device=device), config.bound, config.factor)
+
+
+def _start(config: ImagesConfig, images: Tensor, label: int, ipc: int, seed: int, draws: torch.Generator) -> Tensor:
+    """(ipc, channels, H, W) in [0, 1] made of real images, uint8 (n, channels, H, W) of one class."""
+    if config.init == "kmeans":
+        return to_float(kmeans_real([images], range(label, label + 1), ipc, seed=seed)[0])
+    per_canvas = config.factor**2 if config.init == "tiles" else 1
+    rows = torch.randperm(len(images), generator=draws)
+    rows = rows.repeat(-(-ipc * per_canvas // len(rows)))[: ipc * per_canvas]  # again from the first where too few
+    chosen = to_float(images[rows.to(images.device)])
+    return tile(chosen, config.factor) if config.init == "tiles" else chosen
 
 
 def build_optimizer(config: ImagesConfig, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:

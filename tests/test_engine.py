@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from condense.collective import Alone, Collective, class_slice
-from condense.engine import PUBLISHED, Engine, MatchingConfig
+from condense.engine import Engine
 from condense.errors import ConfigError, NonFiniteError
 from condense.evaluation import Normalisation
 from condense.flow.bits import UniformDensity
+from condense.matching import PUBLISHED, MatchingConfig
 from condense.networks import NetworkConfig, build_network
 from condense.objectives import build_objective
 from condense.synthetic import ImagesConfig, initial_set

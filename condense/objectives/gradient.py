@@ -176,7 +176,10 @@ DISTANCES = {"cosine": row_cosine, "mse": squared_error, "l1": absolute_error}
 class GradientMatching:
     """The objective `gradient`: per-class distances (C,) between real and synthetic weight gradients."""
 
-    def __init__(self, *, distance: str = "cosine", precision: torch.dtype = torch.float32) -> None:
+    fresh_network = False
+
+    def __init__(self, *, distance: str | None = None, precision: torch.dtype = torch.float32) -> None:
+        distance = distance or "cosine"
         if distance not in DISTANCES:
             raise ConfigError(f"unknown gradient distance {distance!r}", "one of: " + ", ".join(DISTANCES))
         self.distance = DISTANCES[distance]

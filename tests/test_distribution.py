@@ -1,0 +1,77 @@
+"""Distribution matching against a slow reference: one class and one image at a time."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from condense.errors import ConfigError
+from condense.matching import MatchingConfig, check_matching
+from condense.networks import Learner, NetworkConfig, build_network, initialise_
+from condense.objectives import build_objective
+
+CLASSES, REAL, IPC, SHAPE = 3, 7, 2, (2, 8, 8)
+
+
+def network(name: str, dtype: torch.dtype = torch.float64) -> Learner:
+    built = build_network(NetworkConfig(name=name, width=5, depth=2), SHAPE, CLASSES)  # type: ignore[arg-type]
+    initialise_(built, torch.Generator().manual_seed(1))
+    return built.to(dtype).requires_grad_(False)
+
+
+def images(count: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    draws = torch.Generator().manual_seed(seed)
+    return torch.randn((CLASSES, count, *SHAPE), generator=draws, dtype=torch.float64).to(dtype)
+
+
+def slow_distance(net: Learner, real: Tensor, synthetic: Tensor) -> Tensor:
+    means = []
+    for group in (real, synthetic):
+        total = torch.zeros(())
+        for image in group:
+            total = total + net.embed(image[None])[0]
+        means.append(total / len(group))
+    return sum(((a - b) ** 2 for a, b in zip(*means, strict=True)), torch.zeros(()))
+
+
+@pytest.mark.parametrize("name", ["convnet", "mlp"])
+def test_distances_and_image_gradients_equal_the_slow_loop(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("condense.objectives.distribution.CPU_PIECE", 3)
+    net, classes = network(name), torch.arange(CLASSES)
+    real, synthetic = images(REAL, 2), images(IPC, 3).requires_grad_()
+    objective = build_objective("distribution", distance=None, precision=torch.float64)
+    target = torch.stack([net.embed(of_class).mean(0) for of_class in real])
+    torch.testing.assert_close(objective.target(net, real, classes), target.float())
+    fast = objective.distances(net, target, synthetic, classes)
+    (fast_gradient,) = torch.autograd.grad(fast.sum(), synthetic)
+    slow = torch.stack([slow_distance(net, real[label], synthetic[label]) for label in range(CLASSES)])
+    (slow_gradient,) = torch.autograd.grad(slow.sum(), synthetic)
+    torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(fast_gradient, slow_gradient, rtol=1e-9, atol=1e-12)
+    assert bool((fast_gradient != 0).all())
+
+
+def test_float32_image_gradients_stay_within_1e_4_of_float64() -> None:
+    classes, gradients = torch.arange(CLASSES), []
+    for dtype in (torch.float32, torch.float64):
+        net, synthetic = network("convnet", dtype), images(IPC, 3, dtype).requires_grad_()
+        objective = build_objective("distribution", distance=None, precision=dtype)
+        distances = objective(net, images(REAL, 2, dtype), synthetic, classes)
+        gradients.append(torch.autograd.grad(distances.sum(), synthetic)[0].double())
+    assert (gradients[0] - gradients[1]).norm() / gradients[1].norm() < 1e-4
+
+
+def test_distance_is_zero_when_synthetic_is_real_whatever_the_order() -> None:
+    net, classes, real = network("convnet", torch.float32), torch.arange(CLASSES), images(REAL, 2, torch.float32)
+    objective = build_objective("distribution", distance=None, precision=torch.float32)
+    shuffled = real[:, torch.randperm(REAL, generator=torch.Generator().manual_seed(0))]
+    assert objective(net, real, shuffled, classes).max() < 1e-9 * objective(net, real, -shuffled, classes).min()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"steps": 3}, {"inner_epochs": 2}, {"learner_training": "real"}, {"distance": "mse"}],
+)
+def test_options_that_a_fresh_network_cannot_use_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="objective distribution"):
+        check_matching("distribution", MatchingConfig(**options))  # type: ignore[arg-type]
+    check_matching("distribution", MatchingConfig())
