@@ -1,14 +1,13 @@
 """Where in an image its bits are: a map of bits per pixel that adds up to the image's bits.
 
-A flow's log-density is a sum of terms, ln p(z_l | h_l) of the latents and ln |det| of the layers, and each belongs to
-one position of one level l = 1, 2, ... A position of level l stands for a patch of 2^l x 2^l pixels, over which its
-terms are spread evenly:
+A flow's log-density is a sum of terms, ln p(z | h) of its latents and ln |det| of its layers, and each belongs to one
+position of one scale. A position whose scale is s times coarser than the image stands for a patch of s x s pixels, over
+which its terms are spread evenly; a term without a position is spread over all pixels:
 
-    map(i, j) = 8 C - 1 / ln 2 * sum over levels l of 4^-l (terms of the level-l position that covers pixel (i, j))
+    map(i, j) = 8 C - 1 / ln 2 * sum over scales s of s^-2 (terms of the position that covers pixel (i, j))
 
 The sum over the pixels is the image's bits, by construction and to rounding. What the map shows is the code length of
-a patch given what the flow knows at that position, so detail stands out at the patches of the first level (2 x 2) and
-what is coded last at the coarsest ones (8 x 8 at three levels). A pixel may be below zero: a density is unbounded.
+a patch given what the flow already knows there. A pixel may be below zero: a density is unbounded.
 
 Occlusion (bits saved where a patch is replaced by its mean) needs no seam but one evaluation for each patch, does not
 add up, and charges a patch for its edges with what replaced it.

@@ -137,6 +137,25 @@ class Flow(nn.Module):
             log_abs_det = log_abs_det + level.base.log_prob(z, context)
         return log_abs_det
 
+    @torch.no_grad()
+    def log_prob_map(self, x: Tensor) -> Tensor:
+        """Nats per pixel, (N, H, W), which add up to `log_prob`; bits_map.py says what belongs to a pixel."""
+        total = x.new_zeros(len(x), *x.shape[2:])
+        h = x
+        for number, level in enumerate(self.levels):
+            h = squeeze(h)
+            terms = x.new_zeros(len(x), *h.shape[2:])
+            for step in level.steps:
+                h, log_abs_det = step.mixing(h)
+                terms = terms + step.coupling.log_abs_det_map(h) + log_abs_det / terms[0].numel()
+                h, _ = step.coupling(h)
+            context = h[:, : level.continuing] if level.continuing else None
+            terms = terms + level.base.log_prob_map(h[:, level.continuing :], context)
+            h = h if context is None else context
+            side = 2 ** (number + 1)
+            total += (terms / side**2).repeat_interleave(side, 1).repeat_interleave(side, 2)
+        return total
+
     def forward(self, x: Tensor) -> Tensor:
         """The same as `log_prob`."""
         return self.log_prob(x)

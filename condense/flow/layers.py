@@ -169,6 +169,10 @@ class AffineCoupling(nn.Module):
         shift, log_scale = self._shift_and_log_scale(x_a)
         return torch.cat([x_a, (x_b + shift) * log_scale.exp()], dim=1), log_scale.sum(dim=(1, 2, 3))
 
+    def log_abs_det_map(self, x: Tensor) -> Tensor:
+        """The log-determinants of x (N, C, H, W) by position: (N, H, W), which `forward` gives summed."""
+        return self._shift_and_log_scale(x.chunk(2, dim=1)[0])[1].sum(dim=1)
+
     def inverse(self, z: Tensor) -> Tensor:
         """z (N, C, H, W) back to x."""
         z_a, z_b = z.chunk(2, dim=1)
@@ -205,11 +209,15 @@ class LogisticMixture(nn.Module):
 
     def log_prob(self, z: Tensor, context: Tensor | None) -> Tensor:
         """ln p(z | context) in nats, (N,), for z (N, C, H, W) and context (N, C', H, W) or None."""
+        return self.log_prob_map(z, context).sum(dim=(1, 2))
+
+    def log_prob_map(self, z: Tensor, context: Tensor | None) -> Tensor:
+        """The same by position: (N, H, W)."""
         log_weights, means, log_scales = self._mixture(z, context)
         t = (z[:, None] - means) * (-log_scales).exp()
         # ln sigmoid'(t) = -t - 2 softplus(-t), written in |t|, which it depends on alone, so that exp never overflows.
         log_logistic = -t.abs() - 2 * torch.log1p((-t.abs()).exp())
-        return (log_weights + log_logistic - log_scales).logsumexp(dim=1).sum(dim=(1, 2, 3))
+        return (log_weights + log_logistic - log_scales).logsumexp(dim=1).sum(dim=1)
 
     def sample(self, like: Tensor, context: Tensor | None, generator: torch.Generator, temperature: float) -> Tensor:
         """One draw of the shape of `like` (N, C, H, W); `temperature` scales every component's width."""
