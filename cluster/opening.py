@@ -34,6 +34,7 @@ def open_run(
     tags: Mapping[str, str] | None = None,
     git_revision: str | None = None,
     versions: Mapping[str, str] | None = None,
+    reopen: bool = True,
 ) -> str:
     """The id of a running MLflow run for this identity: an unfinished one is reopened, else one is created.
 
@@ -46,6 +47,7 @@ def open_run(
         tags: further tags.
         git_revision: shown by the UI as the source version.
         versions: package versions, kept as tags `condense.version.NAME`.
+        reopen: False always creates one.
 
     Raises:
         TrackingError: when the store cannot be reached or refuses.
@@ -72,7 +74,7 @@ def open_run(
             max_results=1,
             order_by=["attributes.start_time DESC"],
         )
-        if unfinished:
+        if unfinished and reopen:
             run_id = str(unfinished[0].info.run_id)
             client.update_run(run_id, status="RUNNING")
             logger.info("run %s goes on in MLflow run %s", name, run_id)

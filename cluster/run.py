@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import registry, report, tracking
+from cluster import flows, registry, report, tracking
 from cluster.places import check_places
 from cluster.registry import DatasetVersion
 from cluster.store import check_tracking
@@ -19,6 +19,7 @@ from condense.parquet import CondensedDataset
 from condense.sources import DataSource
 from condense.surroundings import Progress
 from condense.tracking import NullTracker, Tracker
+from condense.yardstick import pinned
 
 EXPERIMENT = "condense"
 
@@ -47,7 +48,9 @@ def run(config: RunConfig, progress: Callable[[Progress], None]) -> Finished:
     tracked = config.tracking_uri != "none"
     if tracked:
         check_tracking(config.tracking_uri)
+    config = flows.resolved(config)
     source, flow = open_checked(config)
+    config = pinned(config, flow)
     if isinstance(config.workers, int) and config.workers > 0:
         class_slice(len(source.class_names), 0, config.workers)  # refused here, not after Ray has started
     name = config.dataset_name(source.name)

@@ -72,8 +72,8 @@ def require_store(uri: str) -> None:
     file = sqlite_file(store_uri(uri))
     if file is not None and not file.exists():
         raise DatasetError(
-            f"there is no dataset store at {uri}",
-            "make a dataset with `condense run`, or name the store with --tracking-uri",
+            f"there is no MLflow store at {uri}",
+            "`condense run` and `condense flow fit` make one; or name it with --tracking-uri",
         )
 
 

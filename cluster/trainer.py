@@ -1,4 +1,4 @@
-"""The same run on Ray Train: workers that own class slices, checkpoints, restarts."""
+"""The same computations on Ray Train: workers, where they run, what they tell, their checkpoints and restarts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import ray
 import ray.train
@@ -43,7 +44,23 @@ from condense.surroundings import Progress, Surroundings
 from condense.tracking import Tracker
 
 PROGRESS_EVERY_S = 0.5
+FOLLOWED = {"validation/accuracy", "held_out_bits_per_dim"}  # every one of these is told: a search decides by them
 START_ATTEMPTS = 30  # of a minute each: how long a run waits for machines that a cluster lacks or has lost
+
+
+class Placement(Protocol):
+    """The settings that say on what a computation runs: RunConfig's and FlowFitConfig's."""
+
+    @property
+    def workers(self) -> int | Literal["auto"]: ...
+    @property
+    def cpus_per_worker(self) -> int | None: ...
+    @property
+    def gpus_per_worker(self) -> float | None: ...
+    @property
+    def max_failures(self) -> int: ...
+    @property
+    def storage(self) -> str: ...
 
 
 def train(
@@ -61,15 +78,44 @@ def train(
         ConfigError: more workers than classes or than the cluster can hold.
         CondenseError: what the workers raised.
     """
+    job = partial(_condense, config.as_dict())
+    made = on_workers(job, run_name(config), config, class_count, tracker, progress)
+    assert isinstance(made, CondensedDataset)
+    return made
+
+
+def on_workers(
+    job: Callable[[Surroundings], Any],
+    run: str,
+    config: Placement,
+    shares: int,
+    tracker: Tracker,
+    progress: Callable[[Progress], None],
+) -> Any:
+    """What `job` returns on worker 0 of a group; an interrupted run of the same name goes on from its checkpoint.
+
+    Args:
+        job: called on every worker; it pickles.
+        run: the name of its checkpoints.
+        config: `workers` is a number of at least 1, or "auto".
+        shares: into how many parts the work can be divided.
+        tracker: carried to worker 0.
+        progress: called here, in the driver.
+
+    Raises:
+        ConfigError: more workers than shares or than the cluster can hold.
+        CondenseError: what the workers raised.
+    """
     with connected(), tempfile.TemporaryDirectory() as scratch:  # Ray's own notes, of no use to a later run
-        workers, cpus, gpus = layout(config, class_count)
+        workers, cpus, gpus = layout(config, shares)
         storage = _storage(config.storage)
         started = uuid.uuid4().hex
-        StoredCheckpoints(storage, run_name(config)).mark(started)
+        StoredCheckpoints(storage, run).mark(started)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # outlives every worker's node
         loop_config = {
-            "config": config.as_dict(),
+            "job": job,
+            "run": run,
             "storage": storage,
             "started": started,
             "tracker": tracker,
@@ -99,15 +145,14 @@ def train(
                 raise _cause(error, config) from error
         if isinstance(outcome, CondenseError):
             raise outcome
-        assert isinstance(outcome, CondensedDataset)
         return outcome
 
 
-def layout(config: RunConfig, class_count: int) -> tuple[int, int, float]:
+def layout(config: Placement, shares: int) -> tuple[int, int, float]:
     """(workers, CPUs each, GPUs each) on the cluster that is connected.
 
-    "auto" is one worker a GPU, or one every two cores, and never more than classes. A cluster that RAY_ADDRESS names
-    may grow: there, more workers than it holds now wait for machines to join.
+    "auto" is one worker a GPU, or one every two cores, and never more than shares of the work. A cluster that
+    RAY_ADDRESS names may grow: there, more workers than it holds now wait for machines to join.
 
     Raises:
         ConfigError: the cluster is this run's own and cannot hold them.
@@ -116,8 +161,8 @@ def layout(config: RunConfig, class_count: int) -> tuple[int, int, float]:
     total = ray.cluster_resources()
     cores, cards = int(total.get("CPU", 0)), total.get("GPU", 0.0)
     one_each = int(cards) if cards else cores // 2
-    workers = max(1, min(class_count, one_each)) if config.workers == "auto" else int(config.workers)
-    class_slice(class_count, 0, workers)
+    workers = max(1, min(shares, one_each)) if config.workers == "auto" else int(config.workers)
+    class_slice(shares, 0, workers)
     gpus = config.gpus_per_worker if config.gpus_per_worker is not None else min(1.0, cards / workers)
     cpus = config.cpus_per_worker or _cores_each(workers)
     if own and workers * cpus > cores:
@@ -142,30 +187,36 @@ def _cores_each(workers: int) -> int:
     return 1
 
 
-def _worker(loop_config: dict[str, Any]) -> CondensedDataset | CondenseError | None:
+def _condense(values: dict[str, Any], around: Surroundings) -> CondensedDataset:
+    return condense(validate(RunConfig, values, where="the run's config"), around)
+
+
+def _worker(loop_config: dict[str, Any]) -> Any:
     keep_memory()
     torch.set_num_threads(loop_config["cpus"])
-    config = validate(RunConfig, loop_config["config"], where="the run's config")
     collective = ProcessGroup() if ray.train.get_context().get_world_size() > 1 else Alone()
     queue, last = loop_config["queue"], 0.0
 
     def tell(progress: Progress) -> None:
         nonlocal last
-        followed = "validation/accuracy" in progress.values  # a search decides by every one of these
-        if followed or time.monotonic() - last > PROGRESS_EVERY_S or progress.done == progress.total:
+        if (
+            FOLLOWED & progress.values.keys()
+            or time.monotonic() - last > PROGRESS_EVERY_S
+            or progress.done == progress.total
+        ):
             queue.put(progress)
             last = time.monotonic()
 
     try:
         keep = SharedCheckpoints(
-            loop_config["storage"], run_name(config), loop_config["started"], collective, get_device()
+            loop_config["storage"], loop_config["run"], loop_config["started"], collective, get_device()
         )
-        dataset = condense(config, Surroundings(collective, loop_config["tracker"], keep, tell, get_device()))
+        made = loop_config["job"](Surroundings(collective, loop_config["tracker"], keep, tell, get_device()))
     except (ConfigError, SourceError, FlowError, CheckpointError, NonFiniteError, OutputError) as error:
         # All workers stop with it at the same place, and trying again would end there again: returned, not raised, so
         # that Ray does not restart them.
         return error
-    return dataset if collective.rank == 0 else None
+    return made if collective.rank == 0 else None
 
 
 @contextmanager
@@ -194,7 +245,7 @@ def _storage(storage: str) -> str:
     return storage if "://" in storage else str(Path(storage).absolute())
 
 
-def _cause(error: Exception, config: RunConfig) -> CondenseError:
+def _cause(error: Exception, config: Placement) -> CondenseError:
     """The worker's own error inside Ray's, or what Ray gave up on."""
     failures = getattr(error, "worker_failures", None) or {}
     for failure in failures.values():

@@ -7,11 +7,15 @@ import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from condense.errors import CondenseError, ConfigError, DatasetError
+
+if TYPE_CHECKING:
+    from condense.config import RunConfig
+    from condense.flow.recipe import FlowFitConfig
 
 app = typer.Typer(
     name="condense",
@@ -53,12 +57,7 @@ def run(
     from condense.surroundings import Progress
 
     resolved = resolve(RunConfig, config, overrides or [])
-    alone = resolved.workers == 0 and (resolved.tracking_uri == "none" or not find_spec("mlflow"))
-    if alone and "tracking_uri" in resolved.model_fields_set and resolved.tracking_uri != "none":
-        raise ConfigError(
-            f"tracking_uri is {resolved.tracking_uri!r} and mlflow is not installed",
-            "pip install 'condense-service[cluster]', or set tracking_uri=none",
-        )
+    alone = _alone(resolved)
     console.show_config(f"condense run {config}", resolved.as_dict())
     with console.progress_shown() as show:
 
@@ -130,7 +129,7 @@ def bits(
         list[str] | None,
         typer.Argument(help="How the images are read, as in data.image_size=28.", metavar="[data.KEY=VALUE]..."),
     ] = None,
-    flow: Annotated[str, typer.Option(help="A shipped flow, a file, or auto.")] = "auto",
+    flow: Annotated[str, typer.Option(help="A shipped flow, a file, models:/flow-NAME@best, or auto.")] = "auto",
     split: Annotated[str, typer.Option(help="Of a source: train, validation or test.")] = "train",
     limit: Annotated[int, typer.Option(min=1, help="Images measured of a source.")] = 500,
     draws: Annotated[int, typer.Option(min=1, help="Dequantisation draws per image.")] = 2,
@@ -151,6 +150,7 @@ def bits(
 
     data = resolve(BitsConfig, None, overrides or []).data
     with tempfile.TemporaryDirectory() as folder:
+        flow = _flow_path(flow, tracking_uri, Path(folder))
         try:
             place = what if source_named(what) else str(_condensed_path(what, tracking_uri, Path(folder)))
         except CondenseError as error:
@@ -231,38 +231,90 @@ def download(
 
 
 @flows.command("list")
-def list_flows() -> None:
-    """The flows that ship with Condense, and what their cards say."""
+def list_flows(tracking_uri: Tracking = STORE) -> None:
+    """The flows that ship with Condense, and those that `condense flow fit` registered."""
     from condense import console
     from condense.flow.store import load_card, shipped_flows
 
-    for name in shipped_flows():
-        console.show_config(name, load_card(name))
+    console.show_flows({name: load_card(name) for name in shipped_flows()})
+    if find_spec("mlflow"):
+        from cluster import flows
+
+        rows = flows.listed(tracking_uri)
+        if rows:
+            console.show_rows(tracking_uri, flows.COLUMNS, rows)
+
+
+@flows.command("show")
+def show_flow(
+    flow: Annotated[str, typer.Argument(help="A shipped flow, a file, or models:/flow-NAME@best.")],
+    tracking_uri: Tracking = STORE,
+) -> None:
+    """What a flow's card says: recipe, cost, sources, held-out bits, the training curve."""
+    from condense import console
+    from condense.flow.store import load_card
+
+    with tempfile.TemporaryDirectory() as folder:
+        console.show_config(flow, load_card(_flow_path(flow, tracking_uri, Path(folder))))
 
 
 @flows.command()
 def fit(
-    config: Annotated[Path, typer.Argument(help="YAML recipe, such as examples/flow-rgb32.yaml.")],
+    config: Annotated[Path, typer.Argument(help="YAML recipe, such as examples/flow-fashion-mnist.yaml.")],
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint beside the output.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on with the interrupted fit of this recipe.")] = False,
 ) -> None:
-    """Train a flow on a dataset of yours, with progress and exact resume."""
+    """Train a flow on a dataset of yours, with exact resume, and register it as flow-NAME in MLflow."""
     from condense import console
-    from condense.flow.fit import fit as train
     from condense.flow.recipe import FlowFitConfig
     from condense.settings import resolve
     from condense.surroundings import Progress
 
     resolved = resolve(FlowFitConfig, config, overrides or [])
+    alone = _alone(resolved)
     console.show_config(f"condense flow fit {config}", resolved.as_dict())
     with console.progress_shown() as shown:
 
         def progress(at: Progress) -> None:
             shown(at.stage, at.done, at.total, at.values)
 
-        result = train(resolved, resume=resume, progress=progress)
-    console.show_config(f"flow {result.path} ({result.digest[:12]})", result.card)
-    console.out.print(f"use it with: condense run CONFIG flow={result.path}")
+        if alone:
+            from condense.flow.fit import fit as train
+
+            result, version = train(resolved, resume=resume, progress=progress), None
+        else:
+            from cluster import flow_fit
+
+            finished = flow_fit.fit(resolved, progress, resume=resume)
+            result, version = finished.result, finished.version
+    console.show_flows({result.card["name"]: {**result.card, "digest": result.digest}})
+    console.out.print(f"flow     {result.path}")
+    flow = str(result.path)
+    if version is not None:
+        console.out.print(f"version  {version.reference} (MLflow run {version.run_id})")
+        flow = f"models:/{version.name}@best" if "best" in version.aliases else f"models:/{version.reference}"
+        flow += "" if resolved.tracking_uri == STORE else f" tracking_uri={resolved.tracking_uri}"
+    console.out.print(f"use it   condense run CONFIG flow={flow}")
+
+
+def _alone(settings: RunConfig | FlowFitConfig) -> bool:
+    """Whether these settings need neither Ray nor MLflow."""
+    alone = settings.workers == 0 and (settings.tracking_uri == "none" or not find_spec("mlflow"))
+    if alone and "tracking_uri" in settings.model_fields_set and settings.tracking_uri != "none":
+        raise ConfigError(
+            f"tracking_uri is {settings.tracking_uri!r} and mlflow is not installed",
+            "pip install 'condense-service[cluster]', or set tracking_uri=none",
+        )
+    return alone
+
+
+def _flow_path(flow: str, tracking_uri: str, folder: Path) -> str:
+    """The flow, or the file of one in the registry, which is downloaded to `folder`."""
+    if not flow.startswith("models:/") or not find_spec("mlflow"):
+        return flow
+    from cluster import flows
+
+    return str(flows.bring(tracking_uri, flow, folder)[0])
 
 
 def _condensed(reference: str, tracking_uri: str, folder: Path):  # type: ignore[no-untyped-def]

@@ -36,12 +36,16 @@ def progress_shown() -> Iterator[Callable[[str, int, int, Mapping[str, float]], 
     """A function (stage, done, total, values) that shows progress: a bar, or a line now and then in a log."""
     if not out.is_terminal:
         last = ("", 0.0)
+        latest: dict[str, float] = {}
 
         def line(stage: str, done: int, total: int, values: Mapping[str, float]) -> None:
             nonlocal last
             now = time.monotonic()
+            if stage != last[0]:
+                latest.clear()
+            latest.update(values)
             if stage != last[0] or now - last[1] > LOG_LINE_EVERY_S or done == total:
-                out.print(f"{stage} {done}/{total} {_numbers(values)}".rstrip(), markup=False)
+                out.print(f"{stage} {done}/{total} {_numbers(latest)}".rstrip(), markup=False)
                 last = (stage, now)
                 sys.stdout.flush()
 
@@ -138,6 +142,25 @@ def histogram_lines(values: torch.Tensor, bins: int = 12, width: int = 60) -> li
         bar = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
         lines.append(f"{edges[number]:7.3f} .. {edges[number + 1]:7.3f} {bar} {count:.0f}")
     return lines
+
+
+def show_flows(cards: Mapping[str, Mapping[str, Any]]) -> None:
+    """The main numbers of flows, by name, from their cards: one row for each test set."""
+    table = Table(title="flows", title_justify="left")
+    for column in ("flow", "digest", "parameters", "CPU-seconds", "test set", "bits per dim", "PNG bits per dim"):
+        table.add_column(column, justify="left" if column in ("flow", "digest", "test set") else "right")
+    for name, card in cards.items():
+        about = (name, str(card["digest"])[:12], f"{card['parameters']:,}", f"{_cpu_seconds(card):,.0f}")
+        for row, (test, found) in enumerate(card["held_out"].items()):
+            start = ("",) * len(about) if row else about
+            table.add_row(*start, test, f"{found['bits_per_dim']:.3f}", f"{found['png_bits_per_dim']:.3f}")
+    out.print(table)
+
+
+def _cpu_seconds(card: Mapping[str, Any]) -> float:
+    """What a flow cost, and before it the flow that it started from."""
+    start = card.get("start")
+    return float(card["cpu_seconds"]) + (_cpu_seconds(start) if start else 0)
 
 
 def show_rows(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -43,6 +43,11 @@ class Mixture:
             taken = sum(other.name == source.name for _, other in self._sources.values())
             self._sources[f"{source.name}-{taken + 1}" if taken else source.name] = (spec, source)
         self.digests: dict[str, str] = {}  # of each source's train images, once they are loaded
+
+    @property
+    def descriptions(self) -> dict[str, dict[str, Any]]:
+        """What each source says of itself, by its name."""
+        return {name: source.description() for name, (_, source) in self._sources.items()}
 
     def train(self) -> Tensor:
         """uint8 (N, C, H, W); raises SourceError where all are of one grey level."""

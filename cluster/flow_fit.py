@@ -1,0 +1,107 @@
+"""One tracked fit of a flow from recipe to registered version: what `condense flow fit` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cluster import flows, tracking
+from cluster.store import check_tracking
+from cluster.versions import Version
+from condense import provenance
+from condense.flow import fit as in_process
+from condense.flow.fit import FitResult, Fitted, open_mixture, store, train
+from condense.flow.recipe import FlowFitConfig
+from condense.flow.store import check_writable
+from condense.settings import validate, without_passwords
+from condense.storage import StoredCheckpoints
+from condense.surroundings import Progress, Surroundings
+from condense.tracking import NullTracker, Tracker
+
+EXPERIMENT = "condense-flows"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a fit left: the stored flow, its MLflow run and version where it was tracked."""
+
+    result: FitResult
+    run_id: str | None
+    version: Version | None
+
+
+def fit(config: FlowFitConfig, progress: Callable[[Progress], None], *, resume: bool = False) -> Finished:
+    """Trains a flow in this process or on Ray Train workers, stores it, registers it as flow-NAME.
+
+    Everything that can be wrong before work starts (output, tracking store, sources) is asked first.
+
+    Raises:
+        CondenseError: see the parts. The MLflow run is marked FAILED, or KILLED on an interrupt; with `resume` the same
+            recipe goes on in it from its last checkpoint.
+    """
+    check_writable(config.output)
+    tracked = config.tracking_uri != "none"
+    if tracked:
+        check_tracking(config.tracking_uri)
+    mixture = open_mixture(config)
+    run = f"flow-{config.identity()}"
+    run_id, tracker = _open(config, run, resume) if tracked else (None, NullTracker())
+    try:
+        result = _fit(config, run, tracker, progress, resume)
+        version = None
+        if run_id is not None:
+            for name, description in mixture.descriptions.items():
+                tracking.log_source(
+                    config.tracking_uri,
+                    run_id,
+                    name=name,
+                    digest=result.card["sources"][name],
+                    description=without_passwords(description),
+                )
+            version = flows.register_flow(config.tracking_uri, run_id, result)
+        tracker.close("FINISHED")
+    except BaseException as error:
+        tracker.close("FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    return Finished(result, run_id, version)
+
+
+def _fit(
+    config: FlowFitConfig, run: str, tracker: Tracker, progress: Callable[[Progress], None], resume: bool
+) -> FitResult:
+    if config.workers == 0:
+        return in_process.fit(config, resume=resume, progress=progress, tracker=tracker)
+    from cluster.trainer import on_workers  # Ray is imported only where it is used
+
+    kept = StoredCheckpoints(config.storage, run)
+    if not resume:
+        kept.forget()
+    job = partial(_train, config.model_dump(mode="json"))
+    fitted = on_workers(job, run, config, config.batch_size, tracker, progress)
+    assert isinstance(fitted, Fitted)
+    result = store(fitted, config)
+    kept.forget()
+    return result
+
+
+def _train(values: dict[str, Any], around: Surroundings) -> Fitted | None:
+    return train(validate(FlowFitConfig, values, where="the recipe"), around)
+
+
+def _open(config: FlowFitConfig, run: str, resume: bool) -> tuple[str, Tracker]:
+    run_id = tracking.open_run(
+        config.tracking_uri,
+        experiment=EXPERIMENT,
+        name=config.name,
+        identity=run,
+        params=config.as_dict(),
+        tags={"source": ", ".join(without_passwords(list(config.sources)))},
+        git_revision=provenance.git_revision(),
+        versions=provenance.versions(),
+        reopen=resume,
+    )
+    spool = Path(config.storage).absolute() / f"{run}.spool.jsonl" if "://" not in config.storage else None
+    return run_id, tracking.MLflowTracker(config.tracking_uri, run_id, spool=spool)
