@@ -54,6 +54,25 @@ def test_mean_bits_over_noise_are_the_closed_form() -> None:
     assert measure(Tent(), white, seed=0).mean == pytest.approx(expected, abs=1e-5)
 
 
+def test_bits_with_noise_stay_at_or_above_zero_where_the_middle_of_a_bin_is_priced_too_low() -> None:
+    class Certain:
+        """Grey level 128 is all but certain, and half of its bin's mass is a spike in the bin's middle."""
+
+        shape, digest, width = SHAPE, "1" * 64, 1 / 4096
+
+        def log_prob(self, x: torch.Tensor) -> torch.Tensor:
+            inside = ((x + 0.5) * 256).floor() == 128
+            from_middle = ((x + 0.5) * 256 % 1 - 0.5).abs() / 256
+            triangle = (1 - from_middle / self.width).clamp_min(0) / self.width
+            return torch.where(inside, 0.5 * 256 + 0.5 * triangle, 1e-6).log().sum(dim=(1, 2, 3))
+
+    grey = torch.full((4, *SHAPE), 128, dtype=torch.uint8)
+    assert bits_per_dim(Certain(), to_float(grey)).max() < -2
+    report = measure(Certain(), grey, seed=0, draws=50)
+    assert report.standard_errors is not None
+    assert (report.bits_per_dim > -3 * report.standard_errors).all()
+
+
 def test_gradient_reaches_every_pixel() -> None:
     images = to_float(edge_images(SHAPE)).requires_grad_()
     bits_per_dim(Tent(), images, generator(0, "noise")).sum().backward()
@@ -74,6 +93,8 @@ def test_measure_repeats_and_does_not_depend_on_the_batch_size() -> None:
 def test_report_says_bits_of_the_image_and_the_error_of_the_draws() -> None:
     images = edge_images(SHAPE)
     report = measure(Tent(), images, seed=0, draws=8)
+    assert report.standard_errors is not None
+    assert report.of(torch.tensor([3])).standard_error == pytest.approx(report.standard_errors[3].item())
     torch.testing.assert_close(report.bits, report.bits_per_dim * 256)
     assert report.digest == Tent.digest
     assert report.standard_error is not None
