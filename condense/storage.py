@@ -124,16 +124,22 @@ _REMEDY = (
 
 
 class StoredCheckpoints:
-    """The last KEEP checkpoints of one run, one file each, in a folder of a storage."""
+    """The last KEEP checkpoints of one run, one file each, in a folder of a storage; `mark` comes before `save`."""
 
     def __init__(self, storage: str, run: str) -> None:
         address, mark, options = storage.partition("?")
         self.storage = Storage(f"{address.rstrip('/')}/{run}{mark}{options}")
 
     def save(self, checkpoint: Checkpoint | None, metrics: dict[str, float]) -> None:
-        """Adds a checkpoint, then lets go of those that are too old."""
+        """Adds a checkpoint, then lets go of those that are too old.
+
+        Raises:
+            OutputError: it cannot be written, or the note of `mark` is gone: a disk was unmounted, a bucket emptied.
+        """
         if checkpoint is None:
             return
+        if MARK not in self.storage.names():
+            raise OutputError(f"storage={self.storage.uri} has lost what this run put there", _REMEDY)
         self.storage.write(file_name(checkpoint.step), checkpoints.pack(checkpoint))
         for step in self.steps()[:-KEEP]:
             self.storage.remove(file_name(step))
