@@ -22,6 +22,7 @@ from condense.tracking import NullTracker, Tracker
 from condense.yardstick import pinned
 
 EXPERIMENT = "condense"
+PARENT = "mlflow.parentRunId"  # tag by which MLflow nests runs
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,29 @@ class Finished:
     version: DatasetVersion | None
 
 
-def run(config: RunConfig, progress: Callable[[Progress], None]) -> Finished:
+@dataclass(frozen=True)
+class TrialOf:
+    """The search that a run is a trial of: its MLflow run, and the number of the trial."""
+
+    run_id: str
+    number: int
+
+
+def run(
+    config: RunConfig,
+    progress: Callable[[Progress], None],
+    *,
+    trial_of: TrialOf | None = None,
+    keep: Callable[[Finished], None] | None = None,
+) -> Finished:
     """Condenses, writes the folder, registers the version.
 
     Everything that can be wrong before work starts (data, flow, output folder, tracking store) is asked first.
+
+    Args:
+        progress: called in this process.
+        trial_of: nests the MLflow run in the search's, which moves the alias `best` itself.
+        keep: called with the result before the run counts as over: a kill in between leaves a run to go on with.
 
     Raises:
         CondenseError: see the parts. The MLflow run is marked FAILED, or KILLED on an interrupt; the same config goes
@@ -54,19 +74,24 @@ def run(config: RunConfig, progress: Callable[[Progress], None]) -> Finished:
     if isinstance(config.workers, int) and config.workers > 0:
         class_slice(len(source.class_names), 0, config.workers)  # refused here, not after Ray has started
     name = config.dataset_name(source.name)
-    run_id, tracker = _open(config, source, name, flow) if tracked else (None, NullTracker())
+    run_id, tracker = _open(config, source, name, flow, trial_of) if tracked else (None, NullTracker())
     try:
         dataset = _condense(config, source, tracker, progress)
         folder = report.write_folder(local.folder_of(config, source.name), dataset, name=name)
         version = None
         if run_id is not None:
             version = _register(config, run_id, name, folder, dataset)
+            if trial_of is None:
+                registry.update_best(config.tracking_uri, name)
+        finished = Finished(dataset, folder, run_id, version)
+        if keep is not None:
+            keep(finished)
         tracker.close("FINISHED")
     except BaseException as error:
         tracker.close("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     local.forget_checkpoints(config)
-    return Finished(dataset, folder, run_id, version)
+    return finished
 
 
 def _condense(
@@ -79,14 +104,18 @@ def _condense(
     return train(config, len(source.class_names), tracker, progress)
 
 
-def _open(config: RunConfig, source: DataSource, name: str, flow: str | None) -> tuple[str, Tracker]:
+def _open(
+    config: RunConfig, source: DataSource, name: str, flow: str | None, trial_of: TrialOf | None
+) -> tuple[str, Tracker]:
+    nested = {} if trial_of is None else {PARENT: trial_of.run_id, "trial": str(trial_of.number)}
+    title = name if trial_of is None else f"{name} trial {trial_of.number}"
     run_id = tracking.open_run(
         config.tracking_uri,
         experiment=EXPERIMENT,
-        name=f"{name} bits_weight={config.bits_weight:g} seed={config.seed}",
+        name=f"{title} bits_weight={config.bits_weight:g} seed={config.seed}",
         identity=config.identity(),
         params=config.as_dict(),
-        tags={"source": source.name, "flow": flow or "none"},
+        tags={"source": source.name, "flow": flow or "none", **nested},
         git_revision=provenance.git_revision(),
         versions=provenance.versions(),
     )
@@ -113,12 +142,11 @@ def _register(config: RunConfig, run_id: str, name: str, folder: Path, dataset: 
         "bits_weight": f"{config.bits_weight:g}",
         "seed": str(config.seed),
         "validation_accuracy": f"{facts['validation']['accuracy_mean']:.4f}",
-        "test_accuracy": f"{facts['evaluation']['accuracy_mean']:.4f}",
-        "evaluation_recipe": facts["evaluation"]["recipe"],
+        "evaluation_recipe": config.evaluation.recipe,
     }
+    if "evaluation" in facts:
+        tags["test_accuracy"] = f"{facts['evaluation']['accuracy_mean']:.4f}"
     if facts["flow"] is not None:
         tags |= {"flow": facts["flow"]["digest"], "bits_per_dim": f"{facts['bits']['per_dim_after']:.4f}"}
         tags |= {"bits_per_set": f"{facts['bits']['per_set']:.0f}"}
-    version = registry.register(config.tracking_uri, run_id, name, folder, tags)
-    registry.update_best(config.tracking_uri, name)
-    return version
+    return registry.register(config.tracking_uri, run_id, name, folder, tags)

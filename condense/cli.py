@@ -90,6 +90,24 @@ def run(
 
 
 @app.command()
+def tune(
+    config: Annotated[Path, typer.Argument(help="YAML file, such as examples/search.yaml.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the search of this name.")] = False,
+) -> None:
+    """Search for the trade-off between accuracy and bits; ends in a front of registered datasets."""
+    from condense import console
+    from tuning import search, terminal
+    from tuning.space import resolve_search
+
+    resolved = resolve_search(config, overrides or [])
+    console.show_config(f"condense tune {config}", resolved.as_dict())
+    with terminal.shown(resolved) as changed:
+        outcome = search.run(resolved, resume=resume, changed=changed)
+    terminal.show_outcome(resolved, outcome)
+
+
+@app.command()
 def evaluate(
     dataset: Annotated[str, typer.Argument(help="A condensed Parquet file or folder, or NAME[@alias|/version].")],
     source: Annotated[str | None, typer.Option(help="Where the real data is now.")] = None,
