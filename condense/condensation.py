@@ -38,7 +38,7 @@ from condense.sources import (
     combine_digests,
     open_source,
 )
-from condense.surroundings import Progress, Surroundings
+from condense.surroundings import Progress, Surroundings, local_device
 from condense.synthetic import initial_set
 from condense.tracking import image_grid
 from condense.yardstick import open_flow
@@ -57,6 +57,8 @@ def open_checked(config: RunConfig) -> tuple[DataSource, str | None]:
         FlowError: no flow fits, or one of another shape; None is returned where no bits are asked for.
     """
     source = open_source(config.source, config.data, seed=config.seed)
+    if config.workers == 0:
+        local_device(config.gpus_per_worker)
     check_matching(config.objective, config.matching)
     check_factor(config.images.factor, source.shape)
     check_class_sizes(source.class_counts, config.images_per_class, source.class_names)

@@ -40,7 +40,7 @@ def condense_here(config: RunConfig, tracker: Tracker, progress: Callable[[Progr
     keep_memory()
     checkpoints = StoredCheckpoints(config.storage, run_name(config))
     checkpoints.mark(run_name(config))
-    return condense(config, Surroundings(Alone(), tracker, checkpoints, progress, local_device()))
+    return condense(config, Surroundings(Alone(), tracker, checkpoints, progress, local_device(config.gpus_per_worker)))
 
 
 def run_name(config: RunConfig) -> str:

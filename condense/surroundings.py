@@ -9,6 +9,7 @@ import torch
 
 from condense.checkpoints import Checkpoints
 from condense.collective import Collective
+from condense.errors import ConfigError
 from condense.tracking import Tracker
 
 
@@ -33,6 +34,18 @@ class Surroundings:
     device: torch.device
 
 
-def local_device() -> torch.device:
-    """This machine's GPU if it has one, else its CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def local_device(gpus: float | None = None) -> torch.device:
+    """This machine's GPU if it has one, else its CPU.
+
+    Args:
+        gpus: `gpus_per_worker` of a run in this process: 0 asks for the CPU, more for a GPU, None for either.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    if gpus and not torch.cuda.is_available():
+        raise ConfigError(
+            f"gpus_per_worker={gpus:g}, but this machine has no CUDA device that PyTorch can use",
+            "leave gpus_per_worker out to compute on the CPU, or install a driver and a PyTorch that fit the GPU",
+        )
+    return torch.device("cuda" if torch.cuda.is_available() and gpus != 0 else "cpu")

@@ -17,6 +17,7 @@ from tests.test_condensation import KilledAfter, KilledError, run
 
 TINY = (
     "source=digits",
+    "workers=0",
     "data.image_size=16",
     "images_per_class=2",
     "network.name=mlp",
@@ -71,6 +72,12 @@ def test_a_published_method_runs_resumes_exactly_and_its_file_reproduces_its_acc
         ("dm", "matching.steps=3", "objective distribution takes a fresh"),
         ("dm", "matching.distance=mse", "objective distribution has one distance"),
         ("idc", "images.factor=3", "images.factor 3 does not divide the images' 16x16"),
+        pytest.param(
+            "dsa",
+            "gpus_per_worker=1",
+            "gpus_per_worker=1, but this machine has no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
         ("dsa", "matching.learner_cutmix=true", "matching.learner_cutmix mixes real images"),
         ("idc", "matching.inner_epochs=2", "matching.inner_epochs counts epochs on the synthetic set"),
     ],
