@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from condense.errors import DatasetError, TrackingError
 
@@ -34,9 +35,15 @@ def store_uri(uri: str) -> str:
     """The tracking URI with an absolute path, so that it means the same in every working directory.
 
     Raises:
-        TrackingError: for anything but an http(s) server or an SQLite file.
+        TrackingError: for anything but an http(s) server or an SQLite file, or a URI with a password in it.
     """
     if re.match(r"https?://[^/]", uri):
+        if "@" in urlsplit(uri).netloc:
+            # A URI goes into params, logs and command lines; MLflow itself reads these two.
+            raise TrackingError(
+                f"tracking_uri {shown(uri)!r} holds a user name or password before its @",
+                "leave it out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+            )
         return uri.rstrip("/")
     path = uri.removeprefix(SQLITE)
     if uri.startswith(SQLITE) and path and path != ":memory:" and "?" not in path:
@@ -49,7 +56,7 @@ def store_uri(uri: str) -> str:
 
 def shown(text: str) -> str:
     """The text without the passwords of its URIs."""
-    return re.sub(r"//[^/@\s]*@", "//***@", text)
+    return re.sub(r"//[^/\s]*@", "//***@", text)
 
 
 def sqlite_file(uri: str) -> Path | None:

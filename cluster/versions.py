@@ -160,13 +160,13 @@ def fetch(uri: str, version: Version, beside: Path) -> dict[str, Path]:
     with refusals(uri, f"cannot download {version.reference}"):
         client = connect(uri)
         files = _list_files(client, version.run_id, kind)
-        for file in files:
+        expected = _checksums(version)
+        for file in {*files, *expected}:  # both are the server's word, and what they name is written and moved here
             path = PurePosixPath(file)
-            if path.is_absolute() or ".." in path.parts or "\\" in file:
+            if path.is_absolute() or ".." in path.parts or "\\" in file or "\0" in file or not path.name:
                 raise kind.error(f"{version.reference} holds a file that leaves its folder: {file!r}")
         if files:
             client.download_artifacts(version.run_id, kind.noun, str(beside))
-    expected: dict[str, str] = json.loads(version.tags.get(CHECKSUMS, "{}"))
     fetched = {file: beside / kind.noun / file for file in {*files, *expected}}
     wrong = [file for file, path in fetched.items() if not path.is_file()]
     wrong += [file for file, digest in expected.items() if file not in wrong and _sha256(fetched[file]) != digest]
@@ -176,6 +176,17 @@ def fetch(uri: str, version: Version, beside: Path) -> dict[str, Path]:
             f"look at run {version.run_id} in MLflow",
         )
     return fetched
+
+
+def _checksums(version: Version) -> dict[str, str]:
+    """The SHA-256 that each file was registered with."""
+    try:
+        stated: dict[str, Any] = json.loads(version.tags.get(CHECKSUMS, "{}"))
+        return {file: str(digest) for file, digest in stated.items()}
+    except (ValueError, AttributeError):
+        raise version.kind.error(
+            f"tag {CHECKSUMS} of {version.reference} is damaged", f"look at run {version.run_id} in MLflow"
+        ) from None
 
 
 def differ(one: Path, other: Path) -> bool:

@@ -108,7 +108,7 @@ def digest(values: dict[str, Any]) -> str:
 def without_passwords(value: Any) -> Any:
     """Plain values with the password of every URI in them masked."""
     if isinstance(value, str):
-        return re.sub(r"//[^/@\s]*@", "//***@", value)
+        return re.sub(r"//[^/\s]*@", "//***@", value)
     if isinstance(value, dict):
         return {key: without_passwords(inner) for key, inner in value.items()}
     return [without_passwords(inner) for inner in value] if isinstance(value, list) else value
