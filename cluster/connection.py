@@ -14,9 +14,9 @@ from condense.errors import ClusterError
 
 POLL_S = 0.2  # of Ray Train's controller: every report waits for one (its default is 2 s)
 
-# What a cluster that Condense starts itself is told: report nothing to anybody, let nobody in without its token.
+# What a cluster that Condense starts itself is told: report nothing to anybody. It lets nobody in without its token
+# unless RAY_AUTH_MODE says otherwise: Ray's default, and set here it would come too late, as importing Ray reads it.
 QUIET = {
-    "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_S),
@@ -62,7 +62,10 @@ def connected() -> Iterator[None]:
 
 def _make_token() -> None:
     """A token that its owner alone can read, where Ray would make one that everybody on this machine can."""
-    if os.environ["RAY_AUTH_MODE"] != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+    if (
+        os.environ.get("RAY_AUTH_MODE", "token") != "token"
+        or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    ):
         return
     path = Path.home() / ".ray" / "auth_token"
     try:
