@@ -1,0 +1,232 @@
+"""What asking a yardstick costs, against the floor of its operations and beside other Glows.
+
+    OMP_NUM_THREADS=1 python benchmarks/flow/cost.py [--rounds 5] [FLOW ...]
+
+For each flow (default: the shipped ones), log-likelihood of 50 images and its gradient to them, one thread, in one
+interleaved run with normflows' Glow (Stimper et al. 2023) of as many parameters and the published Glow (K = 6, hidden
+512). Times are CPU-seconds, the least of the rounds: others work on the same machine. Prints Markdown.
+
+The floor: multiplications and additions (counted from the operations that PyTorch dispatches) at the rate of this
+machine's best matrix product or convolution, measured in the same run; and the bytes that all other operations read and
+write at its copying rate. Fused kernels may go below the second; nothing goes below the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+sys.path.insert(0, str(Path(__file__).parent))
+import published
+
+from condense.allocator import keep_memory
+from condense.errors import FlowError
+from condense.flow.bits import bits_per_dim
+from condense.flow.precision import at_precision
+from condense.flow.store import load_flow, shipped_flows
+from condense.pixels import to_float
+
+BATCH = 50
+STEPS = 8  # of normflows' Glow of equal size; its width is what makes the sizes equal
+
+Model = Callable[[Tensor], Tensor]
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is dispatched inside it: FLOPs by element type, and bytes of all that is no product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops: dict[torch.dtype, float] = defaultdict(float)
+        self.bytes = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, out)) if isinstance(leaf, Tensor)]
+        if func._overloadpacket in flop_registry:
+            count = flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+            self.flops[tensors[0].dtype] += count
+        elif not func.is_view:
+            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("flows", nargs="*", metavar="FLOW")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message="torch.lu")  # normflows calls it
+    keep_memory()
+    for name in arguments.flows or shipped_flows():
+        report(name, arguments.rounds)
+
+
+def report(name: str, rounds: int) -> None:
+    """Prints the tables of one flow."""
+    flow = load_flow(name)
+    shape, size = flow.shape, sum(parameter.numel() for parameter in flow.parameters())
+    models: dict[str, tuple[Model, int]] = {f"`{Path(name).stem}`": (bits_of(flow), size)}
+    try:
+        models[f"`{Path(name).stem}`, bits_precision=bfloat16"] = (bits_of(at_precision(flow, "bfloat16")), size)
+    except FlowError as error:
+        print(f"not measured in bfloat16: {error.problem}", file=sys.stderr)
+    beside = equal_normflows(shape, size)
+    models["normflows' Glow of equal size"] = (lambda x: -beside.log_prob(2 * x - 1, None), count(beside))
+    paper = frozen(published.Glow(shape, steps=6, hidden=512))
+    models["published Glow, K = 6, hidden 512"] = (lambda x: -paper(x - 0.5), count(paper))
+    images = to_float(
+        torch.randint(256, (BATCH, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    )
+    seconds = timed({label: model for label, (model, _) in models.items()}, images, rounds)
+    print(f"\n### `{Path(name).stem}` (digest {flow.digest[:12]})\n")
+    print("| batch 50, one thread | parameters | forward, images / CPU-s | with gradient | slower than the flow by |")
+    print("|---|---|---|---|---|")
+    first = seconds[next(iter(models))][1]
+    for label, (_, parameters) in models.items():
+        forward, gradient = seconds[label]
+        ratio = f"{gradient / first:.2f}"
+        print(f"| {label} | {parameters / 1e6:.2f} M | {BATCH / forward:.0f} | {BATCH / gradient:.0f} | {ratio} |")
+    label = next(iter(models))
+    floor(label, models[label][0], images, seconds[label])
+
+
+def bits_of(density: Any) -> Model:
+    return lambda x: bits_per_dim(density, x)
+
+
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def equal_normflows(shape: tuple[int, int, int], parameters: int) -> Any:
+    """normflows' Glow of three levels and STEPS steps whose width comes nearest to `parameters`."""
+    try:
+        import normflows
+    except ImportError:
+        sys.exit(
+            "normflows is not installed; it is measured beside the flows: pip install 'condense-service[benchmarks]'"
+        )
+
+    def build(hidden: int) -> Any:
+        channels, side, _ = shape
+        flows, merges, bases = [], [], []
+        for number in range(3):
+            wide = channels * 2 ** (4 - number)
+            blocks = [normflows.flows.GlowBlock(wide, hidden) for _ in range(STEPS)]
+            flows.append([*blocks, normflows.flows.Squeeze()])
+            merges += [normflows.flows.Merge()] if number else []
+            base = wide // 2 if number else wide
+            bases.append(normflows.distributions.GlowBase((base, side >> 3 - number, side >> 3 - number)))
+        return normflows.MultiscaleFlow(bases, flows, merges, class_cond=False)
+
+    widths = range(8, 512, 8)
+    hidden = min(widths, key=lambda width: abs(estimate(shape, width) - parameters))
+    return frozen(build(hidden))
+
+
+def estimate(shape: tuple[int, int, int], hidden: int) -> int:
+    """Parameters of the coupling networks of normflows' Glow, which are nearly all that it has."""
+    wide = [shape[0] * 2 ** (4 - number) for number in range(3)]
+    return STEPS * sum(9 * w // 2 * hidden + hidden * hidden + 9 * hidden * w + 2 * w * w for w in wide)
+
+
+def timed(models: dict[str, Model], images: Tensor, rounds: int) -> dict[str, tuple[float, float]]:
+    """The least CPU-seconds of (forward, forward and gradient) over the rounds, models taking turns."""
+    best: dict[str, tuple[float, float]] = {}
+    for number in range(rounds + 1):
+        for label, model in models.items():
+            found = (
+                clocked(lambda model=model: forward(model, images)),
+                clocked(lambda model=model: gradient(model, images)),
+            )
+            if number:  # the first is to warm up
+                before = best.get(label, (math.inf, math.inf))
+                best[label] = (min(before[0], found[0]), min(before[1], found[1]))
+    return best
+
+
+def forward(model: Model, images: Tensor) -> None:
+    with torch.no_grad():
+        model(images)
+
+
+def gradient(model: Model, images: Tensor) -> None:
+    x = images.clone().requires_grad_()
+    torch.autograd.grad(model(x).sum(), x)
+
+
+def clocked(run: Callable[[], object]) -> float:
+    started = time.process_time()
+    run()
+    return time.process_time() - started
+
+
+def floor(label: str, model: Model, images: Tensor, seconds: tuple[float, float]) -> None:
+    """Prints what the operations need at the least, and how far above it the measured time is."""
+    rates, bandwidth = ceilings()
+    print(
+        f"\n| {label} | GFLOP / image | products at their ceiling | other bytes / image | at copying rate | measured |"
+    )
+    print("|---|---|---|---|---|---|")
+    for name, run, spent in (("forward", forward, seconds[0]), ("with gradient", gradient, seconds[1])):
+        with Operations() as counted:
+            run(model, images)
+        flops = sum(counted.flops.values())
+        products = sum(amount / rates[dtype] for dtype, amount in counted.flops.items())
+        moved = counted.bytes / bandwidth
+        cells = (
+            f"{flops / BATCH / 1e9:.3f}",
+            f"{1e3 * products / BATCH:.2f} ms",
+            f"{counted.bytes / BATCH / 1e6:.1f} MB",
+            f"{1e3 * moved / BATCH:.2f} ms",
+            f"{1e3 * spent / BATCH:.2f} ms",
+            f"{spent / products:.1f}",
+            f"{spent / (products + moved):.1f}",
+        )
+        print(f"| {name} | {' | '.join(cells)} |")
+    shown = ", ".join(f"{str(dtype).removeprefix('torch.')} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in rates.items())
+    print(f"\nCeilings of this run: {shown}; copying {bandwidth / 1e9:.1f} GB/s.")
+
+
+def ceilings() -> tuple[dict[torch.dtype, float], float]:
+    """FLOP/s of the best of a large matrix product and a 3x3 convolution, by element type; bytes/s of a large copy."""
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(1024, 1024).to(dtype)
+        x = torch.randn(BATCH, 96, 16, 16).to(dtype, memory_format=torch.channels_last)
+        w = torch.randn(96, 96, 3, 3).to(dtype, memory_format=torch.channels_last)
+        product = least(lambda a=a: a @ a)
+        convolution = least(lambda x=x, w=w: F.conv2d(x, w, padding=1))
+        rates[dtype] = max(2 * 1024**3 / product, 2 * x.numel() * 96 * 9 / convolution)
+    rates[torch.float64] = rates[torch.float32] / 2
+    source, target = torch.ones(1 << 26), torch.empty(1 << 26)
+    return rates, 2 * source.numel() * 4 / least(lambda: target.copy_(source))
+
+
+def least(run: Callable[[], object], rounds: int = 8) -> float:
+    run()
+    return min(clocked(run) for _ in range(rounds))
+
+
+if __name__ == "__main__":
+    main()
