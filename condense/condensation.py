@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from condense import controls, provenance
+from condense.bits_target import WeightSearch
 from condense.checkpoints import Checkpoint
 from condense.collective import Collective, agree, class_slice
 from condense.config import RunConfig
@@ -24,6 +25,7 @@ from condense.engine import Engine, StepResult
 from condense.errors import CheckpointError, FlowError, SourceError
 from condense.evaluation import RECIPES, Evaluation, Evaluator, Normalisation
 from condense.flow.bits import Density, measure
+from condense.flow.precision import at_precision
 from condense.flow.store import flow_for
 from condense.matching import check_matching
 from condense.networks import build_network
@@ -74,7 +76,7 @@ def open_checked(config: RunConfig) -> tuple[DataSource, str | None]:
     try:
         return source, flow_for(source.shape)
     except FlowError:
-        if config.bits_weight > 0:
+        if config.bits_weight > 0 or config.bits_target is not None:
             raise
         return source, None
 
@@ -97,6 +99,9 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
     real = [train.images[train.labels == label].to(device) for label in classes]
     normalisation = _normalisation(real, collective)
     density = None if flow_name is None else open_flow(config, flow_name, device=device)
+    penalty = None
+    if density is not None and (config.bits_weight > 0 or config.bits_target is not None):
+        penalty = at_precision(density, config.bits_precision, device)
 
     synthetic = initial_set(config.images, real, classes, config.images_per_class, seed=config.seed)
     engine = Engine(
@@ -111,7 +116,7 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
             precision=getattr(torch, config.matching.precision),
         ),
         network=build_network(config.network, source.shape, len(source.class_names)).to(device),
-        density=density if config.bits_weight > 0 else None,
+        density=penalty,
         normalisation=normalisation,
         real=real,
         synthetic=synthetic,
@@ -147,6 +152,7 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
             "per_dim_after": None if bits_per_dim is None else float(bits_per_dim.mean()),
             "per_set": None if bits is None else float(bits.sum()),
             "png_bytes": int(png_bytes.sum()),
+            "weight": engine.bits_weight,
         },
         "seconds": time.perf_counter() - started,
         "seconds_by_part": dict(engine.stopwatch.seconds),
@@ -171,6 +177,8 @@ class _Run:
         self.density, self.real, self.classes = density, real, classes
         self.first = around.collective.rank == 0
         self.validation: dict[str, float] = {}
+        self.target = None if config.bits_target is None else WeightSearch(config.bits_target)
+        self.attempted = 0  # outer steps of earlier attempts at the target
 
     def optimise(self, source: DataSource) -> None:
         """All outer steps from the latest checkpoint on, with evaluations and checkpoints between them."""
@@ -178,14 +186,39 @@ class _Run:
         every = config.evaluation.every or math.ceil(total / 5)
         keep_every = config.checkpoint_every or max(1, total // 20)
         validation = _fixed_part(source.load("validation"), config.evaluation.validation_images)
-        for step in range(self._restore(), total):
-            result = self.engine.outer_step(step)
-            done = step + 1
-            self._tell("condensing", done, total, _numbers(result))
-            if done % every == 0 or done == total:
-                self._follow(done, result, validation)
-            if done % keep_every == 0 or done == total:
-                self._save(done, result)
+        beginning = [parameter.detach().clone() for parameter in self.engine.synthetic.parameters]
+        step = self._restore()
+        while True:
+            if self.target is not None:
+                self.engine.bits_weight = self.target.weight
+            for done in range(step + 1, total + 1):
+                result = self.engine.outer_step(done - 1)
+                self._tell("condensing", done, total, _numbers(result))
+                if done % every == 0 or done == total:
+                    self._follow(done, result, validation)
+                if done % keep_every == 0 or done == total:
+                    self._save(done, result)
+            if self._arrived():
+                return
+            for parameter, start in zip(self.engine.synthetic.parameters, beginning, strict=True):
+                with torch.no_grad():
+                    parameter.copy_(start)
+            self.engine.optimizer.state.clear()
+            step = 0
+
+    def _arrived(self) -> bool:
+        """Whether the images are the result: there is no target, or the attempt that ended is the last."""
+        if self.target is None or self.density is None:
+            return True
+        images = self.whole(self.engine.synthetic.images_uint8()).cpu()
+        bits = measure(self.density, images, seed=self.config.seed, device=self.around.device).mean
+        self.target.tried.append((self.engine.bits_weight, bits))
+        self.attempted += self.config.outer_steps
+        number = len(self.target.tried)
+        log.info(
+            "attempt %d at %g bits per dim: weight %.4g gave %.4f", number, self.target.target, *self.target.tried[-1]
+        )
+        return self.target.over
 
     def whole(self, part: Tensor) -> Tensor:
         """Per-class rows (C, ipc, ...) of the slice to the whole set's (N, ...), classes in order."""
@@ -268,9 +301,11 @@ class _Run:
         if bits is not None:
             values["bits_per_dim"] = bits
         values |= {f"seconds/{part}": spent for part, spent in self.engine.stopwatch.seconds.items()}
-        self.around.tracker.metrics(values, done)
+        if self.target is not None:
+            values["bits_weight"] = self.engine.bits_weight
+        self.around.tracker.metrics(values, self.attempted + done)
         grid = image_grid(images.cpu(), images_per_class=self.config.images_per_class)
-        self.around.tracker.images("synthetic", grid, done)
+        self.around.tracker.images("synthetic", grid, self.attempted + done)
         self._tell("condensing", done, self.config.outer_steps, values)
 
     def _tell(self, stage: str, done: int, total: int, values: dict[str, float]) -> None:
@@ -287,14 +322,14 @@ class _Run:
                 elif value is not None:
                     scalars[f"{level}.{name}"] = float(value)
         identity = self.config.identity()
-        checkpoint = Checkpoint(done, identity, gathered, scalars | self._validation_scalars())
-        self.around.checkpoints.save(checkpoint if self.first else None, {"step": done, **_numbers(result)})
-
-    def _validation_scalars(self) -> dict[str, float]:
-        return {f"validation.{name}": value for name, value in self.validation.items()}
+        scalars |= {f"validation.{name}": value for name, value in self.validation.items()}
+        scalars |= {} if self.target is None else self.target.scalars()
+        at = self.attempted + done
+        checkpoint = Checkpoint(at, identity, gathered, scalars)
+        self.around.checkpoints.save(checkpoint if self.first else None, {"step": at, **_numbers(result)})
 
     def _restore(self) -> int:
-        """The next outer step: 0, or that of the latest checkpoint, whose state is taken over."""
+        """The next outer step of the attempt: 0, or that of the latest checkpoint, whose state is taken over."""
         checkpoint = self.around.checkpoints.latest()
         if checkpoint is None:
             return 0
@@ -321,8 +356,11 @@ class _Run:
             for name, value in checkpoint.scalars.items()
             if name.startswith("validation.")
         }
+        if self.target is not None:
+            self.target.restore(checkpoint.scalars)
+            self.attempted = len(self.target.tried) * self.config.outer_steps
         log.info("resuming at outer step %d", checkpoint.step)
-        return checkpoint.step
+        return checkpoint.step - self.attempted
 
 
 def _load_slice(source: DataSource, classes: range, around: Surroundings) -> LabelledImages:

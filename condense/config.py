@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from condense import settings
 from condense.evaluation import EvaluationConfig
+from condense.flow.precision import Precision
 from condense.matching import MatchingConfig
 from condense.networks import NetworkConfig
 from condense.objectives import OBJECTIVES
@@ -37,12 +38,14 @@ class RunConfig(Settings):
     name: str | None = None  # of the registered dataset; None derives it from the source
     images_per_class: int = Field(1, ge=1)
     bits_weight: float = Field(0.0, ge=0)  # the papers' lambda, per mean bit per dim (METHOD section 3)
+    bits_target: float | None = Field(None, gt=0)  # mean bits per dim to end at; finds bits_weight in several attempts
     objective: str = "gradient"
     outer_steps: int = Field(1000, ge=1)
     seed: int = Field(0, ge=0)
     # A shipped name, a path, or models:/flow-NAME@best; "auto" takes the shipped flow of the images' shape.
     flow: str = "auto"
     flow_digest: str | None = None  # what `flow` must be; a run fills it in as it starts
+    bits_precision: Precision = "float32"  # of the flow while images are optimised; what is reported is float32
     data: DataConfig = DataConfig()
     network: NetworkConfig = NetworkConfig()
     images: ImagesConfig = ImagesConfig()
@@ -83,6 +86,8 @@ class RunConfig(Settings):
     def _finite(self) -> RunConfig:
         if self.bits_weight == float("inf") or self.bits_weight != self.bits_weight:
             raise ValueError("bits_weight must be finite")
+        if self.bits_target is not None and self.bits_weight > 0:
+            raise ValueError("bits_target finds the weight of the bits: leave bits_weight at 0")
         return self
 
     def identity(self) -> str:
@@ -97,5 +102,6 @@ class RunConfig(Settings):
         return values
 
     def dataset_name(self, source_name: str) -> str:
-        """The registered name: `name`, or source and images per class."""
-        return self.name or f"{re.sub(r'[^A-Za-z0-9._-]+', '-', source_name)}-ipc{self.images_per_class}"
+        """The registered name: `name`, or source and images per class in characters that a folder may have."""
+        words = re.sub(r"[^A-Za-z0-9._-]+", "-", source_name).lstrip("._-")[:80] or "set"
+        return self.name or f"{words}-ipc{self.images_per_class}"
