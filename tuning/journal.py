@@ -60,7 +60,8 @@ class Journal:
         self.spent_s = 0.0  # by sittings that are over
         self._opened = time.time()
         for event in self._read():
-            self._apply(event)
+            apply_(self.trials, event)
+            self.parent_run = event.get("run_id", self.parent_run)
         self._append({"event": "opened"})
 
     @property
@@ -111,7 +112,7 @@ class Journal:
     def _record(self, event: str, number: int, **values: Any) -> None:
         record = {"event": event, "trial": number, **values}
         self._append(record)
-        self._apply(record)
+        apply_(self.trials, record)
 
     def _append(self, record: dict[str, Any]) -> None:
         # A killed process loses nothing that was flushed; only a machine that stops could, and then a trial runs again.
@@ -121,26 +122,6 @@ class Journal:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise OutputError(f"{self.folder / EVENTS} cannot be written: {error}", "free its disk") from None
-
-    def _apply(self, event: dict[str, Any]) -> None:
-        kind = event["event"]
-        if kind == "parent":
-            self.parent_run = event["run_id"]
-        if "trial" not in event:
-            return
-        number = event["trial"]
-        if kind == "suggested":
-            self.trials[number] = Trial(number, event["params"], event["identity"])
-        trial = self.trials[number]
-        if kind == "started":
-            trial.started = event["time"]
-        elif kind == "point":
-            trial.points[event["step"]] = Point(event["accuracy"], event["bits"])
-        elif kind == "judged":
-            trial.result |= event["result"]
-        elif kind in ("finished", "stopped", "failed"):
-            trial.status, trial.ended = kind, event["time"]
-            trial.result, trial.reason = event.get("result", {}), event.get("reason", "")
 
     def _read(self) -> list[dict[str, Any]]:
         """The events so far; a line that a kill cut off is taken away. Adds up the sittings."""
@@ -160,6 +141,25 @@ class Journal:
                 self.spent_s += event["time"] - previous
             previous = event["time"]
         return events
+
+
+def apply_(trials: dict[int, Trial], event: Mapping[str, Any]) -> None:
+    """What an event of the journal changes in the trials, by number."""
+    kind, number = event["event"], event.get("trial")
+    if number is None:
+        return
+    if kind == "suggested":
+        trials[number] = Trial(number, event["params"], event["identity"])
+    trial = trials[number]
+    if kind == "started":
+        trial.started = event["time"]
+    elif kind == "point":
+        trial.points[event["step"]] = Point(event["accuracy"], event["bits"])
+    elif kind == "judged":
+        trial.result = trial.result | event["result"]
+    elif kind in OVER:
+        trial.status, trial.ended = kind, event["time"]
+        trial.result, trial.reason = event.get("result", {}), event.get("reason", "")
 
 
 def check_opening(search: SearchConfig, *, resume: bool) -> None:

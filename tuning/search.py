@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from cluster import flows
 from cluster.connection import connected
 from cluster.places import check_places
 from cluster.store import check_tracking, store_uri
@@ -22,6 +23,7 @@ from condense.config import RunConfig
 from condense.errors import ConfigError, SourceError
 from condense.files import check_folder_writable
 from condense.sources import DataSource, check_class_sizes
+from condense.yardstick import pinned
 from tuning import journal as journals
 from tuning import publish
 from tuning.journal import Journal
@@ -80,8 +82,8 @@ def run(
         CondenseError: the data, the flow, the tracking store, the storage.
     """
     base = RunConfig.model_validate(search.base)
+    source, search = check(search, base)
     journals.check_opening(search, resume=resume)
-    source = check(search, base)
     with connected_quietly(), journals.opened(search, resume=resume) as journal:
         layout = lay_out(search, base)
         parent = publish.open_parent(search, base, source, journal)
@@ -94,8 +96,8 @@ def run(
             raise
 
 
-def check(search: SearchConfig, base: RunConfig) -> DataSource:
-    """The source, after every check that needs no cluster and writes nothing.
+def check(search: SearchConfig, base: RunConfig) -> tuple[DataSource, SearchConfig]:
+    """The source, after every check that needs no cluster and writes nothing; and the search held to its flow's digest.
 
     Raises:
         CondenseError: naming the key.
@@ -106,7 +108,8 @@ def check(search: SearchConfig, base: RunConfig) -> DataSource:
     check_folder_writable(base.output, "set base.output=FOLDER")
     check_tracking(base.tracking_uri)
     first = {key: domain.edges[0] for key, domain in search.space.items()}
-    source, flow = open_checked(search.run_config(first))
+    run = flows.resolved(search.run_config(first))
+    source, flow = open_checked(run)
     if flow is None:
         raise ConfigError(
             f"no flow measures images of shape {source.shape}, and bits are what a search trades for accuracy",
@@ -120,7 +123,8 @@ def check(search: SearchConfig, base: RunConfig) -> DataSource:
             raise ConfigError(f"key 'space.images_per_class': {error.problem}", error.remedy) from None
     if base.workers != "auto" and base.workers:
         class_slice(len(source.class_names), 0, base.workers)
-    return source
+    held = {"flow": run.flow, "flow_digest": pinned(run, flow).flow_digest}
+    return source, search.model_copy(update={"base": {**search.base, **held}})
 
 
 def lay_out(search: SearchConfig, base: RunConfig) -> Layout:

@@ -25,7 +25,7 @@ from condense.settings import Settings
 from tuning.score import Aim, Mode
 
 # Trials are compared with each other: what says where they work, or is the measure itself, is the same for all.
-FIXED = (*PLACES, "name", "source", "flow", "data", "evaluation")
+FIXED = (*PLACES, "name", "source", "flow", "flow_digest", "data", "evaluation")
 
 # How long a search goes on, not what it searches: may change from one resume to the next.
 BUDGET = ("trials", "time_budget_s", "concurrent")
@@ -163,6 +163,11 @@ def resolve_search(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
     settings.validate(RunConfig, search.base, where=f"{path}: base")
     for key, domain in search.space.items():
         _check(search, key, domain, where=f"{path}: key 'space.{key}'")
+    if search.early_stopping is not None and ("bits_target" in search.space or "bits_target" in search.base):
+        raise ConfigError(
+            f"{path}: a run with bits_target begins several times, so its sets along the way are not compared",
+            "set early_stopping: null",
+        )
     return search
 
 

@@ -24,7 +24,7 @@ from tuning.space import SearchConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.mlflow]
 
-TINY = {
+TINY: dict[str, Any] = {
     "source": "digits",
     "outer_steps": 6,
     "checkpoint_every": 1,
@@ -46,8 +46,8 @@ def events(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def checkpoint(folder: Path, identity: str) -> Path:
-    return folder / "runs" / f"condense-{identity}" / "checkpoint.safetensors"
+def checkpoints(folder: Path, identity: str) -> list[Path]:
+    return sorted((folder / "runs" / f"condense-{identity}").glob("step-*"))
 
 
 def at_work(folder: Path) -> list[dict[str, Any]]:
@@ -55,11 +55,12 @@ def at_work(folder: Path) -> list[dict[str, Any]]:
     found = events(folder)
     over = {event["trial"] for event in found if event["event"] in ("finished", "stopped", "failed")}
     started = [event for event in found if event["event"] == "suggested" and event["trial"] not in over]
-    return [event for event in started if checkpoint(folder, event["identity"]).exists()]
+    return [event for event in started if checkpoints(folder, event["identity"])]
 
 
 def test_a_killed_search_keeps_what_is_finished_and_goes_on_with_the_rest(tmp_path: Path) -> None:
-    search = {"name": "killed", "base": TINY, "space": SPACE, "trials": 5, "concurrent": 2, "early_stopping": None}
+    base = {**TINY, "outer_steps": 30, "evaluation": {**TINY["evaluation"], "every": 10}}
+    search = {"name": "killed", "base": base, "space": SPACE, "trials": 5, "concurrent": 2, "early_stopping": None}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(search))
     with (tmp_path / "log").open("w") as log:
         driver = subprocess.Popen(command(tmp_path), cwd=tmp_path, stdout=log, stderr=log)
@@ -88,9 +89,10 @@ def test_a_killed_search_keeps_what_is_finished_and_goes_on_with_the_rest(tmp_pa
     assert "began with seed=0, now it is 1" in " ".join(changed.stderr.split())
     assert events(tmp_path) == before
 
-    # A damaged checkpoint shows that trials go on from theirs, and that one which fails does not end the search.
-    damaged = checkpoint(tmp_path, unfinished[0]["identity"])
-    damaged.write_bytes(damaged.read_bytes()[:-5])
+    # Damaged checkpoints show that trials go on from theirs, and that one which fails does not end the search.
+    damaged = checkpoints(tmp_path, unfinished[0]["identity"])
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:-5])
     resumed = subprocess.run(command(tmp_path, "--resume"), cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert resumed.returncode == 0, resumed.stderr
     after = events(tmp_path)
@@ -99,7 +101,7 @@ def test_a_killed_search_keeps_what_is_finished_and_goes_on_with_the_rest(tmp_pa
     assert Counter(event["trial"] for event in ended) == Counter(range(5))
     (failed,) = [event for event in ended if event["event"] == "failed"]
     assert failed["trial"] == unfinished[0]["trial"]
-    assert damaged.name in failed["reason"]
+    assert damaged[-1].name in failed["reason"]
     results = {event["trial"]: event["result"] for event in ended if event["event"] == "finished"}
     assert len(results) == 4
     assert {trial: results[trial] for trial in finished} == finished
@@ -137,7 +139,8 @@ def test_a_killed_search_keeps_what_is_finished_and_goes_on_with_the_rest(tmp_pa
 
 
 def config(folder: Path, **changes: Any) -> SearchConfig:
-    base = {**TINY, "tracking_uri": f"sqlite:///{folder}/mlflow.db", "output": str(folder / "sets"), "storage": str(folder / "runs")}
+    places = {"tracking_uri": f"sqlite:///{folder}/mlflow.db", "output": str(folder / "sets")}
+    base = {**TINY, **places, "storage": str(folder / "runs")}
     values = {"name": "fake", "base": base, "space": SPACE, "trials": 6, "concurrent": 1, "storage": folder}
     return SearchConfig.model_validate({**values, **changes})
 

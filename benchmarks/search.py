@@ -1,0 +1,156 @@
+"""What a search costs beside its trials, and what early stopping saves.
+
+    python benchmarks/search.py overhead [--trials 200]     trials that cost a millisecond: the driver's own time
+    python benchmarks/search.py read SEARCH_FOLDER...        of searches that `condense tune` has made: the share of the
+                                                             wall-clock in which no trial computes, the front's
+                                                             hypervolume, and what early stopping saves or would save
+
+What early stopping would save is told from searches that ran with early_stopping: null, by playing their reports again
+in the order in which they came: exact where the sampler is `random`, whose suggestions no result changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tuning.journal import CONFIG, EVENTS, Journal, Trial, apply_
+from tuning.score import Point, front, hypervolume
+from tuning.space import EarlyStopping, SearchConfig
+from tuning.stopping import dominated_by
+
+RULES = [EarlyStopping(grace=grace, margin=margin) for grace in (0.25, 0.5) for margin in (0.0, 1.0, 3.0)]
+
+
+def overhead(trials: int) -> None:
+    """Prints the time between ends of trials that cost nothing, by quarter, and the driver's memory."""
+    from tuning.search import run
+    from tuning.trial import Report
+
+    def objective(number: int, values: dict[str, Any], report: Report) -> dict[str, Any]:
+        time.sleep(0.001)
+        accuracy = 100 * math.exp(-values["bits_weight"] / 100)
+        report(1, Point(accuracy, 1e6 / values["bits_weight"]))
+        return {"accuracy": accuracy, "bits": 1e6 / values["bits_weight"], "seconds": 0.001}
+
+    ends: list[float] = []
+    memory: list[float] = []
+
+    def changed(journal: Journal) -> None:
+        over = sum(trial.status == "finished" for trial in journal.trials.values())
+        while len(ends) < over:
+            ends.append(time.perf_counter())
+            memory.append(_resident_mib())
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        base = {"workers": 0, "tracking_uri": f"sqlite:///{folder}/mlflow.db", "output": str(folder / "sets")}
+        space = {"bits_weight": {"log_uniform": [1, 1000]}, "images_per_class": {"uniform": [1, 50]}}
+        values = {"name": "fake", "base": base, "space": space, "trials": trials, "storage": folder, "concurrent": 2}
+        started, cpu = time.perf_counter(), time.process_time()
+        run(SearchConfig.model_validate(values), changed=changed, objective=lambda parent: objective)
+        wall, cpu = time.perf_counter() - started, time.process_time() - cpu
+    gaps = [1000 * (later - earlier) for earlier, later in itertools.pairwise(ends)]
+    quarter = len(gaps) // 4
+    print(f"{len(ends)} trials, {wall:.1f} s in all, {cpu:.1f} CPU-seconds of the driver")
+    print("| trials | ms a trial (median) | ms a trial (mean) | driver MiB at the end |")
+    print("|---|---|---|---|")
+    for index in range(4):
+        part = gaps[index * quarter : (index + 1) * quarter]
+        at = (index + 1) * quarter
+        print(f"| to {at} | {statistics.median(part):.0f} | {statistics.mean(part):.0f} | {memory[at]:.0f} |")
+
+
+def read(folder: Path) -> None:
+    """Prints what a search's journal says."""
+    events = [json.loads(line) for line in (folder / EVENTS).read_text().splitlines()]
+    config = json.loads((folder / CONFIG).read_text())
+    trials: dict[int, Trial] = {}
+    for event in events:
+        apply_(trials, event)
+    finished = [trial for trial in trials.values() if trial.status == "finished"]
+    members = [finished[index] for index in front([trial.point for trial in finished])]
+    reference = Point(0.0, max(trial.point.bits for trial in finished))
+    volume = hypervolume([trial.point for trial in finished], reference) / (100 * reference.bits)
+    statuses = {status: sum(trial.status == status for trial in trials.values()) for status in ("stopped", "failed")}
+    print(f"{folder.name}: {len(trials)} trials, {statuses}; front {[trial.number for trial in members]},")
+    print(f"  hypervolume {volume:.3f} of the box from 0 % and {reference.bits / 1000:.0f} kilobits")
+    begin, end = events[0]["time"], max(trial.ended for trial in trials.values())
+    spans = [tuple(trial.result["computed"]) for trial in finished if "computed" in trial.result]
+    spans += [(trial.started, trial.ended) for trial in trials.values() if trial.status == "stopped"]
+    if spans:
+        idle = 1 - _covered(spans, begin, end) / (end - begin)
+        print(
+            f"  {end - begin:.0f} s from the first event to the last end; in {100 * idle:.0f} % of it no trial computes"
+        )
+    total = config["base"]["outer_steps"]
+    for rule in RULES if not statuses["stopped"] else []:
+        saved, dropped = _replayed(events, trials, {trial.number for trial in members}, total, rule)
+        told = f"{100 * saved:.0f} % of the steps saved, {dropped} of the front lost"
+        print(f"  grace {rule.grace:g} margin {rule.margin:g}: {told}")
+    if statuses["stopped"]:
+        steps = sum(max(trial.points, default=0) for trial in trials.values() if trial.status == "stopped")
+        saved = 1 - (steps + total * len(finished)) / (total * (statuses["stopped"] + len(finished)))
+        print(f"  early stopping saved {100 * saved:.0f} % of the outer steps")
+
+
+def _replayed(
+    events: list[dict[str, Any]], ended: dict[int, Trial], members: set[int], total: int, rule: EarlyStopping
+) -> tuple[float, int]:
+    """Share of outer steps that the rule would have saved, and how many of the front's members it would have lost."""
+    trials: dict[int, Trial] = {}
+    stopped: dict[int, int] = {}
+    for event in events:
+        number = event.get("trial")
+        if event["event"] == "suggested":
+            trials[number] = Trial(number, event["params"], event["identity"])
+        elif event["event"] == "point" and number not in stopped:
+            trials[number].points[event["step"]] = Point(event["accuracy"], event["bits"])
+            if dominated_by(trials[number], event["step"], total, trials.values(), rule):
+                stopped[number] = event["step"]
+    run = [trial for trial in ended.values() if trial.status == "finished"]
+    saved = sum(total - step for step in stopped.values()) / (total * len(run))
+    return saved, len(members & stopped.keys())
+
+
+def _covered(spans: list[tuple[float, ...]], begin: float, end: float) -> float:
+    """Seconds of [begin, end] that some span covers."""
+    covered, until = 0.0, begin
+    for start, stop in sorted(spans):
+        start, stop = max(start, until), min(stop, end)
+        if stop > start:
+            covered, until = covered + stop - start, stop
+    return covered
+
+
+def _resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def main() -> None:
+    """Reads the arguments."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("overhead").add_argument("--trials", type=int, default=200)
+    commands.add_parser("read").add_argument("folders", type=Path, nargs="+")
+    arguments = parser.parse_args()
+    if arguments.command == "overhead":
+        overhead(arguments.trials)
+    else:
+        for folder in arguments.folders:
+            read(folder)
+
+
+if __name__ == "__main__":
+    main()
