@@ -139,7 +139,7 @@ def _register(config: RunConfig, run_id: str, name: str, folder: Path, dataset: 
         "content_digest": facts["content_digest"],
         "source": facts["source"]["name"],
         "images_per_class": str(config.images_per_class),
-        "bits_weight": f"{config.bits_weight:g}",
+        "bits_weight": f"{facts['bits']['weight']:g}",
         "seed": str(config.seed),
         "validation_accuracy": f"{facts['validation']['accuracy_mean']:.4f}",
         "evaluation_recipe": config.evaluation.recipe,
