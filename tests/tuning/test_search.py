@@ -19,6 +19,7 @@ from cluster import registry
 from cluster.store import connect
 from condense.parquet import read_dataset
 from tests.cluster.test_ui import descendants
+from tests.conftest import condense_in
 from tuning.score import Point, front
 from tuning.space import SearchConfig
 
@@ -58,6 +59,7 @@ def at_work(folder: Path) -> list[dict[str, Any]]:
     return [event for event in started if checkpoints(folder, event["identity"])]
 
 
+@pytest.mark.slow
 def test_a_killed_search_keeps_what_is_finished_and_goes_on_with_the_rest(tmp_path: Path) -> None:
     base = {**TINY, "outer_steps": 30, "evaluation": {**TINY["evaluation"], "every": 10}}
     search = {"name": "killed", "base": base, "space": SPACE, "trials": 5, "concurrent": 2, "early_stopping": None}
@@ -82,11 +84,9 @@ def test_a_killed_search_keeps_what_is_finished_and_goes_on_with_the_rest(tmp_pa
     assert finished
     assert len(unfinished) >= 2
 
-    changed = subprocess.run(
-        [*command(tmp_path, "--resume"), "seed=1"], cwd=tmp_path, capture_output=True, text=True, timeout=600
-    )
-    assert changed.returncode == 2
-    assert "began with seed=0, now it is 1" in " ".join(changed.stderr.split())
+    changed = condense_in(tmp_path, "tune", "s.yaml", "--resume", "seed=1")
+    assert changed.code == 2
+    assert "began with seed=0, now it is 1" in " ".join(changed.err.split())
     assert events(tmp_path) == before
 
     # Damaged checkpoints show that trials go on from theirs, and that one which fails does not end the search.
