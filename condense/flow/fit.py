@@ -25,6 +25,7 @@ from condense.checkpoints import LocalCheckpoints
 from condense.collective import Alone, Collective, agree
 from condense.errors import ConfigError, NonFiniteError, SourceError
 from condense.flow.bits import bits_per_dim, measure
+from condense.flow.caution import caution
 from condense.flow.fit_checkpoint import FitState, restore_, to_checkpoint
 from condense.flow.glow import Flow
 from condense.flow.mixture import Mixture, random_batch
@@ -280,6 +281,7 @@ def _card(
         "device": around.device.type,
         "torch": str(torch.__version__),
         "held_out": tests,
+        "caution": caution(frozen, device=around.device),
         "curve": [{**point, "bits_per_dim": round(point["bits_per_dim"], 4)} for point in state.curve],
     }
 
