@@ -92,9 +92,11 @@ def front_figure(search: SearchConfig, trials: Sequence[Trial], members: Sequenc
     if search.accuracy is not None:
         axes.axhline(search.accuracy, color="#999999", linestyle="--", label="target")
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.set_xlabel("kilobits of the whole set")
     axes.set_ylabel("validation accuracy (%)")
-    axes.legend(loc="lower right")
+    axes.legend(loc="best")
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=120, metadata={"Software": None})
     return stream.getvalue()
