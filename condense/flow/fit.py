@@ -108,7 +108,7 @@ def train(config: FlowFitConfig, around: Surroundings) -> Fitted | None:
         NonFiniteError: the loss stopped being a number; names the step.
     """
     mixture, images, held_out = _load(config, around)
-    state, identity = _fresh(config, images, around), config.identity()
+    state, identity = fresh_state(config, images, around), config.identity()
     checkpoint = around.checkpoints.latest()
     if checkpoint is not None:
         restore_(state, checkpoint, identity)
@@ -116,7 +116,7 @@ def train(config: FlowFitConfig, around: Surroundings) -> Fitted | None:
     first, clock = around.collective.rank == 0, _Clock(state, around)
     tracked_every = max(1, config.steps // TRACKED_POINTS)
     while state.step < config.steps:
-        values = {"train_bits_per_dim": _step_(state, config, images, around)}
+        values = {"train_bits_per_dim": take_step_(state, config, images, around)}
         if state.step % config.evaluate_every == 0 or state.step == config.steps:
             bits = measure(state.average, held_out, seed=config.seed, device=around.device).mean
             values["held_out_bits_per_dim"] = bits
@@ -178,7 +178,8 @@ def _load(config: FlowFitConfig, around: Surroundings) -> tuple[Mixture, Tensor,
     return mixture, images, held_out
 
 
-def _fresh(config: FlowFitConfig, images: Tensor, around: Surroundings) -> FitState:
+def fresh_state(config: FlowFitConfig, images: Tensor, around: Surroundings) -> FitState:
+    """A fit before its first step, the same on every worker; images: the train images, uint8 (N, C, H, W)."""
     # nn layers draw their initial weights from the global generator: it is set aside and given back.
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(generator(config.seed, "flow-weights").get_state())
@@ -204,7 +205,7 @@ def _fresh(config: FlowFitConfig, images: Tensor, around: Surroundings) -> FitSt
     return FitState(flow, average, torch.optim.Adam(flow.parameters(), lr=config.learning_rate, betas=(0.9, 0.99)))
 
 
-def _step_(state: FitState, config: FlowFitConfig, images: Tensor, around: Surroundings) -> float:
+def take_step_(state: FitState, config: FlowFitConfig, images: Tensor, around: Surroundings) -> float:
     """One step of Adam on the mean bits per dimension of a batch, which it returns."""
     rank, size, device = around.collective.rank, around.collective.size, around.device
     draws = generator(config.seed, "flow-batch", step=state.step)

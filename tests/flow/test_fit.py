@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,17 +8,21 @@ import pytest
 import torch
 from PIL import Image
 
+from condense.checkpoints import NoCheckpoints
+from condense.collective import Alone
 from condense.errors import CheckpointError, ConfigError, NonFiniteError, OutputError, SourceError
 from condense.flow.bits import measure
-from condense.flow.fit import fit
+from condense.flow.fit import fit, fresh_state, take_step_
 from condense.flow.glow import FlowDescription
 from condense.flow.mixture import random_batch, to_channels
 from condense.flow.recipe import FlowFitConfig, learning_rate_at
 from condense.flow.store import load_card, load_flow
 from condense.pixels import dequantise, to_float, to_uint8
 from condense.seeding import generator
+from condense.settings import validate
 from condense.sources import DataConfig, open_source
-from condense.surroundings import Progress
+from condense.surroundings import Progress, Surroundings
+from condense.tracking import RecordingTracker
 
 HELD_OUT = "held_out_bits_per_dim"
 TINY = FlowDescription(channels=1, image_size=16, levels=2, steps=1, hidden=4, components=2)
@@ -179,6 +184,53 @@ def test_constant_images_are_refused(tmp_path: Path) -> None:
         fit(recipe(tmp_path, source=f"folder:{folder}"))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [16, 32, 64, 128])
+def test_every_stated_size_can_be_fitted(side: int, channels: int, tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    folder = pictures_in(tmp_path / "pictures", draws.integers(0, 256, (24, side, side, 3)))
+    sized = TINY.model_copy(update={"image_size": side, "channels": channels})
+    result = fit(recipe(tmp_path, source=f"folder:{folder}", architecture=sized, steps=2, batch_size=2))
+    assert load_flow(result.path).shape == (channels, side, side)
+
+
+@pytest.mark.parametrize("values", [{"image_size": 24}, {"image_size": 256}, {"channels": 2}, {"levels": 4}])
+def test_a_size_that_no_flow_has_is_refused(values: dict[str, int], tmp_path: Path) -> None:
+    architecture = {**TINY.model_dump(), **values}
+    with pytest.raises(ConfigError, match=r"key 'architecture"):
+        validate(FlowFitConfig, {"source": "digits", "architecture": architecture}, where="recipe")
+
+
+def test_more_workers_than_images_in_a_batch_are_refused() -> None:
+    with pytest.raises(ConfigError, match="workers <= batch_size"):
+        validate(FlowFitConfig, {"source": "digits", "batch_size": 4, "workers": 5}, where="recipe")
+
+
+def test_a_fit_is_followed_while_it_runs(tmp_path: Path) -> None:
+    tracker = RecordingTracker()
+    result = fit(recipe(tmp_path), tracker=tracker)
+    assert [step for step, _ in tracker.rows["train_bits_per_dim"]] == [1, 2, 3, 4, 5, 6]
+    assert [round(bits, 4) for _, bits in tracker.rows[HELD_OUT]] == [at["bits_per_dim"] for at in result.card["curve"]]
+    assert tracker.rows["learning_rate"][0][1] == learning_rate_at(recipe(tmp_path), 0)
+    assert [step for step, _ in tracker.pictures["samples"]] == [3, 6]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_shares_of_a_batch_add_up_to_its_gradient(precision: str, tmp_path: Path) -> None:
+    config = recipe(tmp_path, batch_size=7, precision=precision)  # 7 is no multiple of the workers
+    whole, *parts = (gradients(config, share) for share in (Share(0, 1), Share(0, 3), Share(1, 3), Share(2, 3)))
+    scale = max(float(gradient.abs().max()) for gradient in whole)
+    bound = 1e-5 if precision == "float32" else 0.02  # of the largest
+    for together, *apart in zip(whole, *parts, strict=True):
+        torch.testing.assert_close(sum(apart), together, rtol=0, atol=bound * scale)
+
+
+def test_where_a_fit_works_is_no_part_of_its_identity(tmp_path: Path) -> None:
+    one = recipe(tmp_path).identity()
+    assert recipe(tmp_path / "elsewhere", workers=2, storage="there", tracking_uri="none").identity() == one
+    assert recipe(tmp_path, learning_rate=1e-4).identity() != one
+
+
 def test_grey_data_is_not_counted_three_times(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"architecture\.channels=1"):
         fit(recipe(tmp_path, architecture=TINY.model_copy(update={"channels": 3})))
@@ -210,6 +262,22 @@ def test_the_learning_rate_warms_up_and_falls_to_nearly_nothing(tmp_path: Path) 
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] < 1e-3
     assert learning_rate_at(config.model_copy(update={"schedule": "constant"}), 99) == 1.0
+
+
+class Share(Alone):
+    """One of several workers, whose sums hold what it gave alone."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+
+def gradients(config: FlowFitConfig, share: Share) -> list[torch.Tensor]:
+    """What one worker adds to the gradient of the first step."""
+    images = open_source("digits", DataConfig(image_size=16), seed=0).load("train").images
+    around = Surroundings(share, RecordingTracker(), NoCheckpoints(), lambda at: None, torch.device("cpu"))
+    state = fresh_state(config, images, replace(around, collective=Alone()))
+    take_step_(state, config, images, around)
+    return [parameter.grad for parameter in state.flow.parameters() if parameter.grad is not None]
 
 
 def pictures_in(folder: Path, pixels: np.ndarray) -> Path:
