@@ -1,10 +1,11 @@
 """What asking a yardstick costs, against the floor of its operations and beside other Glows.
 
-    OMP_NUM_THREADS=1 python benchmarks/flow/cost.py [--rounds 5] [FLOW ...]
+    OMP_NUM_THREADS=1 python benchmarks/flow/cost.py [--rounds 5] [--flows FLOW ...]
 
 For each flow (default: the shipped ones), log-likelihood of 50 images and its gradient to them, one thread, in one
-interleaved run with normflows' Glow (Stimper et al. 2023) of as many parameters and the published Glow (K = 6, hidden
-512). Times are CPU-seconds, the least of the rounds: others work on the same machine. Prints Markdown.
+interleaved run with normflows' Glow (Stimper et al. 2023) of the same size and the published Glow (K = 6, hidden 512).
+Times are CPU-seconds, the least of the rounds: others work on the same machine. Prints Markdown and writes it to
+cost.md beside this file.
 
 The floor: multiplications and additions (counted from the operations that PyTorch dispatches) at the rate of this
 machine's best matrix product or convolution, measured in the same run; and the bytes that all other operations read and
@@ -14,6 +15,7 @@ write at its copying rate. Fused kernels may go below the second; nothing goes b
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import sys
 import time
@@ -23,15 +25,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import published
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
-
-sys.path.insert(0, str(Path(__file__).parent))
-import published
 
 from condense.allocator import keep_memory
 from condense.errors import FlowError
@@ -41,7 +41,7 @@ from condense.flow.store import load_flow, shipped_flows
 from condense.pixels import to_float
 
 BATCH = 50
-STEPS = 8  # of normflows' Glow of equal size; its width is what makes the sizes equal
+STEPS = 8  # of normflows' Glow of as many parameters, whose width is then what makes them as many
 
 Model = Callable[[Tensor], Tensor]
 
@@ -67,43 +67,47 @@ class Operations(TorchDispatchMode):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("flows", nargs="*", metavar="FLOW")
+    parser.add_argument("--flows", nargs="+", metavar="FLOW", help="default: the shipped ones")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="torch.lu")  # normflows calls it
     keep_memory()
+    text = [f"# Cost\n\n    OMP_NUM_THREADS=1 python benchmarks/flow/cost.py --rounds {arguments.rounds}"]
     for name in arguments.flows or shipped_flows():
-        report(name, arguments.rounds)
+        text.append(report(name, arguments.rounds))
+        print(text[-1], flush=True)
+    (Path(__file__).parent / "cost.md").write_text("\n\n".join(text) + "\n")
 
 
-def report(name: str, rounds: int) -> None:
-    """Prints the tables of one flow."""
+def report(name: str, rounds: int) -> str:
+    """Markdown tables of one flow."""
     flow = load_flow(name)
-    shape, size = flow.shape, sum(parameter.numel() for parameter in flow.parameters())
-    models: dict[str, tuple[Model, int]] = {f"`{Path(name).stem}`": (bits_of(flow), size)}
+    own, shape, size = f"`{Path(name).stem}`", flow.shape, count(flow)
+    models: dict[str, tuple[Model, int]] = {own: (bits_of(flow), size)}
+    refused = ""
     try:
-        models[f"`{Path(name).stem}`, bits_precision=bfloat16"] = (bits_of(at_precision(flow, "bfloat16")), size)
+        models[f"{own}, bits_precision=bfloat16"] = (bits_of(at_precision(flow, "bfloat16")), size)
     except FlowError as error:
-        print(f"not measured in bfloat16: {error.problem}", file=sys.stderr)
-    beside = equal_normflows(shape, size)
-    models["normflows' Glow of equal size"] = (lambda x: -beside.log_prob(2 * x - 1, None), count(beside))
+        refused = f"\n\nNot measured in bfloat16: {error.problem}."
+    for label, beside in normflows_glows(flow.description, size).items():
+        models[label] = (functools.partial(nats, beside), count(beside))
     paper = frozen(published.Glow(shape, steps=6, hidden=512))
     models["published Glow, K = 6, hidden 512"] = (lambda x: -paper(x - 0.5), count(paper))
-    images = to_float(
-        torch.randint(256, (BATCH, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    )
+    draws = torch.Generator().manual_seed(0)
+    images = to_float(torch.randint(256, (BATCH, *shape), dtype=torch.uint8, generator=draws))
     seconds = timed({label: model for label, (model, _) in models.items()}, images, rounds)
-    print(f"\n### `{Path(name).stem}` (digest {flow.digest[:12]})\n")
-    print("| batch 50, one thread | parameters | forward, images / CPU-s | with gradient | slower than the flow by |")
-    print("|---|---|---|---|---|")
-    first = seconds[next(iter(models))][1]
+    lines = [
+        f"## {own} (digest {flow.digest[:12]})",
+        "",
+        "| batch 50, one thread | parameters | forward, images / CPU-s | with gradient | the flow is faster by |",
+        "|---|---|---|---|---|",
+    ]
     for label, (_, parameters) in models.items():
-        forward, gradient = seconds[label]
-        ratio = f"{gradient / first:.2f}"
-        print(f"| {label} | {parameters / 1e6:.2f} M | {BATCH / forward:.0f} | {BATCH / gradient:.0f} | {ratio} |")
-    label = next(iter(models))
-    floor(label, models[label][0], images, seconds[label])
+        ahead, both = seconds[label]
+        faster = f"{both / seconds[own][1]:.1f}"
+        lines.append(f"| {label} | {parameters / 1e6:.2f} M | {BATCH / ahead:.0f} | {BATCH / both:.0f} | {faster} |")
+    return "\n".join(lines) + refused + "\n\n" + floor(own, models[own][0], images, seconds[own])
 
 
 def bits_of(density: Any) -> Model:
@@ -114,12 +118,17 @@ def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def nats(glow: Any, images: Tensor) -> Tensor:
+    """What normflows' Glow says of images in [0, 1]."""
+    return -glow.log_prob(images - 0.5, None)
+
+
 def frozen(model: nn.Module) -> nn.Module:
-    return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return model.eval().requires_grad_(False)
 
 
-def equal_normflows(shape: tuple[int, int, int], parameters: int) -> Any:
-    """normflows' Glow of three levels and STEPS steps whose width comes nearest to `parameters`."""
+def normflows_glows(description: Any, parameters: int) -> dict[str, Any]:
+    """normflows' Glow as the library gives it: with the flow's K and hidden, and with K = 8 and as many parameters."""
     try:
         import normflows
     except ImportError:
@@ -127,27 +136,30 @@ def equal_normflows(shape: tuple[int, int, int], parameters: int) -> Any:
             "normflows is not installed; it is measured beside the flows: pip install 'condense-service[benchmarks]'"
         )
 
-    def build(hidden: int) -> Any:
-        channels, side, _ = shape
+    channels, side = description.channels, description.image_size
+
+    def build(steps: int, hidden: int) -> Any:
         flows, merges, bases = [], [], []
         for number in range(3):
             wide = channels * 2 ** (4 - number)
-            blocks = [normflows.flows.GlowBlock(wide, hidden) for _ in range(STEPS)]
+            blocks = [normflows.flows.GlowBlock(wide, hidden) for _ in range(steps)]
             flows.append([*blocks, normflows.flows.Squeeze()])
             merges += [normflows.flows.Merge()] if number else []
-            base = wide // 2 if number else wide
-            bases.append(normflows.distributions.GlowBase((base, side >> 3 - number, side >> 3 - number)))
-        return normflows.MultiscaleFlow(bases, flows, merges, class_cond=False)
+            kept = wide // 2 if number else wide
+            bases.append(normflows.distributions.GlowBase((kept, side >> 3 - number, side >> 3 - number)))
+        return frozen(normflows.MultiscaleFlow(bases, flows, merges, class_cond=False))
 
-    widths = range(8, 512, 8)
-    hidden = min(widths, key=lambda width: abs(estimate(shape, width) - parameters))
-    return frozen(build(hidden))
+    def off(hidden: int) -> int:
+        wide = [channels * 2 ** (4 - number) for number in range(3)]
+        own = STEPS * sum(9 * w // 2 * hidden + hidden * hidden + 9 * hidden * w + 2 * w * w for w in wide)
+        return abs(own - parameters)
 
-
-def estimate(shape: tuple[int, int, int], hidden: int) -> int:
-    """Parameters of the coupling networks of normflows' Glow, which are nearly all that it has."""
-    wide = [shape[0] * 2 ** (4 - number) for number in range(3)]
-    return STEPS * sum(9 * w // 2 * hidden + hidden * hidden + 9 * hidden * w + 2 * w * w for w in wide)
+    hidden = min(range(8, 512, 8), key=off)
+    same = {"steps": description.steps, "hidden": description.hidden}
+    return {
+        f"normflows' Glow, the same K = {same['steps']} and hidden {same['hidden']}": build(**same),
+        f"normflows' Glow, as many parameters: K = {STEPS}, hidden {hidden}": build(STEPS, hidden),
+    }
 
 
 def timed(models: dict[str, Model], images: Tensor, rounds: int) -> dict[str, tuple[float, float]]:
@@ -181,21 +193,20 @@ def clocked(run: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
-def floor(label: str, model: Model, images: Tensor, seconds: tuple[float, float]) -> None:
-    """Prints what the operations need at the least, and how far above it the measured time is."""
+def floor(label: str, model: Model, images: Tensor, seconds: tuple[float, float]) -> str:
+    """What the operations need at the least, and how far above it the measured time is."""
     rates, bandwidth = ceilings()
-    print(
-        f"\n| {label} | GFLOP / image | products at their ceiling | other bytes / image | at copying rate | measured |"
+    columns = (
+        "GFLOP | at the ceiling | bytes of the rest | at copying rate | measured | times the products' floor | both"
     )
-    print("|---|---|---|---|---|---|")
+    lines = [f"| {label}, an image | {columns} |", "|---|---|---|---|---|---|---|---|"]
     for name, run, spent in (("forward", forward, seconds[0]), ("with gradient", gradient, seconds[1])):
         with Operations() as counted:
             run(model, images)
-        flops = sum(counted.flops.values())
         products = sum(amount / rates[dtype] for dtype, amount in counted.flops.items())
         moved = counted.bytes / bandwidth
         cells = (
-            f"{flops / BATCH / 1e9:.3f}",
+            f"{sum(counted.flops.values()) / BATCH / 1e9:.3f}",
             f"{1e3 * products / BATCH:.2f} ms",
             f"{counted.bytes / BATCH / 1e6:.1f} MB",
             f"{1e3 * moved / BATCH:.2f} ms",
@@ -203,9 +214,10 @@ def floor(label: str, model: Model, images: Tensor, seconds: tuple[float, float]
             f"{spent / products:.1f}",
             f"{spent / (products + moved):.1f}",
         )
-        print(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     shown = ", ".join(f"{str(dtype).removeprefix('torch.')} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in rates.items())
-    print(f"\nCeilings of this run: {shown}; copying {bandwidth / 1e9:.1f} GB/s.")
+    lines += ["", f"Ceilings of this run: {shown}; copying {bandwidth / 1e9:.1f} GB/s."]
+    return "\n".join(lines)
 
 
 def ceilings() -> tuple[dict[torch.dtype, float], float]:
@@ -218,7 +230,6 @@ def ceilings() -> tuple[dict[torch.dtype, float], float]:
         product = least(lambda a=a: a @ a)
         convolution = least(lambda x=x, w=w: F.conv2d(x, w, padding=1))
         rates[dtype] = max(2 * 1024**3 / product, 2 * x.numel() * 96 * 9 / convolution)
-    rates[torch.float64] = rates[torch.float32] / 2
     source, target = torch.ones(1 << 26), torch.empty(1 << 26)
     return rates, 2 * source.numel() * 4 / least(lambda: target.copy_(source))
 
