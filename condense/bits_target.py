@@ -16,7 +16,7 @@ START = 10.0  # first weight: the middle of what has been useful
 SLOPE = -0.25  # d log bits / d log weight, before two attempts have shown it; digits: -0.05 to -0.3
 SLOPES = (-1.0, -0.04)  # believed of two attempts, whose bits are noisy
 STEP = 2.5  # the most that log weight moves beyond what was tried
-TOLERANCE = 0.01  # of the target: an attempt that ends so near is the last
+TOLERANCE = 0.015  # of the target: an attempt that ends so near is the last
 ATTEMPTS = 6
 LEAST = 0.01  # a set that costs less than the target at this weight costs less without any
 

@@ -16,6 +16,7 @@ from condense.config import RunConfig
 from condense.flow.recipe import FlowFitConfig
 from condense.settings import Settings, resolve
 from tests.conftest import ROOT
+from tuning.space import resolve_search
 
 NAME = "condense-service"
 OWNED = {"condense", "cluster", "tuning"}
@@ -101,5 +102,8 @@ def test_installed_inside_another_checkout_the_code_states_the_revision_of_its_i
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_every_example_resolves(path: Path) -> None:
+    if path.name.startswith("search"):
+        assert resolve_search(path).name
+        return
     model: type[Settings] = FlowFitConfig if path.name.startswith("flow-") else RunConfig
     assert isinstance(resolve(model, path), model)
