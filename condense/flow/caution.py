@@ -26,7 +26,7 @@ SENTENCES = (
     "It codes 8-bit images and does not see that fewer levels were used, or that a JPEG file would be small: such "
     "images may cost more than the original.",
 )
-GREY = "Grey images copied to three channels are not three times the picture, but cost nearly so: use a grey flow."
+GREY = "Grey images copied to three channels say no more and cost more, since it codes the copies too: use a grey flow."
 
 
 def caution(density: Density, *, count: int = 16, device: torch.device | str = "cpu") -> dict[str, Any]:
