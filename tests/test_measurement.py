@@ -62,6 +62,17 @@ def test_a_source_is_measured_as_the_flow_measures_its_images() -> None:
     assert "digits under grey32" in found.title
 
 
+def test_a_limit_draws_that_many_images_of_the_split_in_their_order() -> None:
+    source = open_source("digits", DataConfig(), seed=0)
+    whole, part = source.load("validation"), source.load("validation", limit=25)
+    places = [int((whole.images == image).all((1, 2, 3)).nonzero()[0, 0]) for image in part.images]
+    assert len(places) == 25
+    assert places == sorted(places)
+    assert torch.equal(whole.labels[places], part.labels)
+    assert places != list(range(25))
+    assert len(source.load("validation", limit=10_000).labels) == len(whole.labels)
+
+
 def test_smaller_images_are_padded_to_the_flow_as_a_run_pads_them(tmp_path: Path) -> None:
     images = shades(24, 28)
     found = measure_named(f"parquet:{pictures_parquet(tmp_path / 'small.parquet', images)}", draws=1)

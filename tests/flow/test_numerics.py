@@ -55,7 +55,7 @@ def images(draw: st.DrawFn, count: int = 4) -> Tensor:
             )
         ]
         one, other = (torch.tensor([draw(LEVELS) for _ in range(3)])[:, None, None] for _ in range(2))
-        noise = torch.rand((3, 32, 32), generator=torch.Generator().manual_seed(draw(st.integers(0, 2**31))))
+        noise = torch.rand((3, 32, 32), generator=generator(draw(st.integers(0, 2**31)), "image"))
         amount = draw(st.sampled_from([0.0, 0.0, 2.0, 30.0, 255.0]))
         made.append((torch.where(mask, one, other) + amount * (noise - 0.5)).clamp(0, 255).to(torch.uint8))
     return torch.stack(made)
