@@ -107,13 +107,15 @@ def train(config: FlowFitConfig, around: Surroundings) -> Fitted | None:
         CheckpointError: a damaged checkpoint, or one of another recipe.
         NonFiniteError: the loss stopped being a number; names the step.
     """
+    clock = _Clock(around)
     mixture, images, held_out = _load(config, around)
     state, identity = fresh_state(config, images, around), config.identity()
     checkpoint = around.checkpoints.latest()
     if checkpoint is not None:
         restore_(state, checkpoint, identity)
         log.info("%s: resumed at step %d", config.name, state.step)
-    first, clock = around.collective.rank == 0, _Clock(state, around)
+    first = around.collective.rank == 0
+    clock.before = state.cpu_seconds, state.seconds
     tracked_every = max(1, config.steps // TRACKED_POINTS)
     while state.step < config.steps:
         values = {"train_bits_per_dim": take_step_(state, config, images, around)}
@@ -152,18 +154,18 @@ def open_mixture(config: FlowFitConfig) -> Mixture:
 
 
 class _Clock:
-    """Adds what this process spends to the times of a state, summed over workers where they are CPU-seconds."""
+    """Adds what this process spends, from loading on, to the times of a state; CPU-seconds are all workers'."""
 
-    def __init__(self, state: FitState, around: Surroundings) -> None:
+    def __init__(self, around: Surroundings) -> None:
+        self.before = 0.0, 0.0
         self._around = around
-        self._before = state.cpu_seconds, state.seconds
         self._started = time.process_time(), time.perf_counter()
 
     def read_(self, state: FitState) -> None:
         """Sets the times; every worker must call it."""
         spent = torch.tensor(time.process_time() - self._started[0], dtype=torch.float64, device=self._around.device)
-        state.cpu_seconds = self._before[0] + float(self._around.collective.sum_(spent))
-        state.seconds = self._before[1] + time.perf_counter() - self._started[1]
+        state.cpu_seconds = self.before[0] + float(self._around.collective.sum_(spent))
+        state.seconds = self.before[1] + time.perf_counter() - self._started[1]
 
 
 def _load(config: FlowFitConfig, around: Surroundings) -> tuple[Mixture, Tensor, Tensor]:
