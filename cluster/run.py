@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,19 +11,24 @@ from pathlib import Path
 from cluster import flows, registry, report, tracking
 from cluster.places import check_places
 from cluster.registry import DatasetVersion
-from cluster.store import check_tracking
+from cluster.store import check_tracking, patience
 from condense import local, provenance
 from condense.collective import class_slice
 from condense.condensation import open_checked
 from condense.config import RunConfig
+from condense.errors import TrackingError
 from condense.files import check_folder_writable
-from condense.parquet import CondensedDataset
+from condense.parquet import CondensedDataset, read_dataset
+from condense.settings import validate
 from condense.sources import DataSource
 from condense.surroundings import Progress
 from condense.tracking import NullTracker, Tracker
 from condense.yardstick import pinned
 
+logger = logging.getLogger(__name__)
+
 EXPERIMENT = "condense"
+REGISTER_PATIENCE_S = 120.0  # a server that is restarted is back by then
 PARENT = "mlflow.parentRunId"  # tag by which MLflow nests runs
 
 
@@ -74,13 +81,13 @@ def run(
     if isinstance(config.workers, int) and config.workers > 0:
         class_slice(len(source.class_names), 0, config.workers)  # refused here, not after Ray has started
     name = config.dataset_name(source.name)
-    run_id, tracker = _open(config, source, name, flow, trial_of) if tracked else (None, NullTracker())
+    run_id, tracker = _open(config, source.name, name, flow, trial_of) if tracked else (None, NullTracker())
     try:
         dataset = _condense(config, source, tracker, progress)
         folder = report.write_folder(local.folder_of(config, source.name), dataset, name=name)
         version = None
         if run_id is not None:
-            version = _register(config, run_id, name, folder, dataset)
+            version = _register_patiently(config, run_id, name, folder, dataset)
             if trial_of is None:
                 registry.update_best(config.tracking_uri, name)
         finished = Finished(dataset, folder, run_id, version)
@@ -94,6 +101,36 @@ def run(
     return finished
 
 
+def register_folder(uri: str, folder: Path) -> DatasetVersion:
+    """Registers what a run has written but could not register: what is left of it when its server is back.
+
+    What waits in the run's spool is sent first; its MLflow run ends as FINISHED. Doing it twice changes nothing.
+
+    Args:
+        uri: a server or an SQLite file.
+        folder: what the run wrote, with its data.parquet.
+
+    Raises:
+        DatasetError: no condensed dataset there.
+        TrackingError: the store cannot be reached or refuses.
+    """
+    check_tracking(uri)
+    dataset = read_dataset(folder / local.PARQUET)
+    facts = dataset.provenance
+    stated = validate(RunConfig, {**facts["config"], "tracking_uri": uri}, where=f"{folder}, its config")
+    name = stated.dataset_name(facts["source"]["name"])
+    flow = facts["flow"]["name"] if facts["flow"] else None
+    for known in registry.list_datasets(uri):
+        if known.name == name and known.content_digest == facts["content_digest"]:
+            return known
+    run_id, tracker = _open(stated, facts["source"]["name"], name, flow, None)
+    version = _register(stated, run_id, name, folder, dataset)
+    registry.update_best(uri, name)
+    tracker.close("FINISHED")
+    local.forget_checkpoints(stated)
+    return version
+
+
 def _condense(
     config: RunConfig, source: DataSource, tracker: Tracker, progress: Callable[[Progress], None]
 ) -> CondensedDataset:
@@ -105,7 +142,7 @@ def _condense(
 
 
 def _open(
-    config: RunConfig, source: DataSource, name: str, flow: str | None, trial_of: TrialOf | None
+    config: RunConfig, source_name: str, name: str, flow: str | None, trial_of: TrialOf | None
 ) -> tuple[str, Tracker]:
     nested = {} if trial_of is None else {PARENT: trial_of.run_id, "trial": str(trial_of.number)}
     title = name if trial_of is None else f"{name} trial {trial_of.number}"
@@ -115,14 +152,33 @@ def _open(
         name=f"{title} bits_weight={config.bits_weight:g} seed={config.seed}",
         identity=config.identity(),
         params=config.as_dict(),
-        tags={"source": source.name, "flow": flow or "none", **nested},
+        tags={"source": source_name, "flow": flow or "none", **nested},
         git_revision=provenance.git_revision(),
         versions=provenance.versions(),
     )
-    spool = Path(config.storage).absolute() if "://" not in config.storage else None
-    return run_id, tracking.MLflowTracker(
-        config.tracking_uri, run_id, spool=spool and spool / f"{local.run_name(config)}.spool.jsonl"
-    )
+    waiting = config.output if "://" in config.storage else Path(config.storage)  # nothing is appended to an object
+    spool = waiting.absolute() / f"{local.run_name(config)}.spool.jsonl"
+    return run_id, tracking.MLflowTracker(config.tracking_uri, run_id, spool=spool)
+
+
+def _register_patiently(
+    config: RunConfig, run_id: str, name: str, folder: Path, dataset: CondensedDataset
+) -> DatasetVersion:
+    """`_register`, again and again while the server is away, for as long as REGISTER_PATIENCE_S."""
+    deadline, pause = time.monotonic() + REGISTER_PATIENCE_S, 1.0
+    while True:
+        try:
+            with patience(retries=1, timeout_s=30):
+                return _register(config, run_id, name, folder, dataset)
+        except TrackingError as error:
+            if time.monotonic() + pause > deadline:
+                raise TrackingError(
+                    f"{error.problem}\n  the dataset is whole in {folder}, and not registered",
+                    f"when the store is back: condense datasets register {folder} --tracking-uri {config.tracking_uri}",
+                ) from None
+            logger.warning("not registered yet, next attempt in %.0f s: %s", pause, error.problem)
+            time.sleep(pause)
+            pause = min(2 * pause, 30.0)
 
 
 def _register(config: RunConfig, run_id: str, name: str, folder: Path, dataset: CondensedDataset) -> DatasetVersion:

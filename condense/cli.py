@@ -252,6 +252,19 @@ def download(
     console.out.print(str(registry.download(tracking_uri, reference, out, force=force)))
 
 
+@datasets.command()
+def register(
+    folder: Annotated[Path, typer.Argument(help="What a run wrote, with its data.parquet.")],
+    tracking_uri: Tracking = STORE,
+) -> None:
+    """Register what a run has written while its server was away, and send what it logged."""
+    from cluster import run as tracked
+    from condense import console
+
+    version = tracked.register_folder(tracking_uri, folder)
+    console.out.print(f"version  {version.reference} (MLflow run {version.run_id})")
+
+
 @flows.command("list")
 def list_flows(tracking_uri: Tracking = STORE) -> None:
     """The flows that ship with Condense, and those that `condense flow fit` registered."""
@@ -324,7 +337,7 @@ def _alone(settings: RunConfig | FlowFitConfig) -> bool:
     alone = settings.workers == 0 and (settings.tracking_uri == "none" or not find_spec("mlflow"))
     if alone and "tracking_uri" in settings.model_fields_set and settings.tracking_uri != "none":
         raise ConfigError(
-            f"tracking_uri is {settings.tracking_uri!r} and mlflow is not installed",
+            f"tracking_uri is {settings.as_dict()['tracking_uri']!r} and mlflow is not installed",
             "pip install 'condense-service[cluster]', or set tracking_uri=none",
         )
     return alone
