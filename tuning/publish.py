@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,13 +77,13 @@ def close_parent(base: RunConfig, run_id: str, status: Status) -> None:
         connect(base.tracking_uri).set_terminated(run_id, status)
 
 
-def publish(search: SearchConfig, base: RunConfig, journal: Journal, resources: Mapping[str, float]) -> Outcome:
+def publish(search: SearchConfig, base: RunConfig, journal: Journal, cpus: int, gpus: float) -> Outcome:
     """Tests the front's members, marks them, points `best`, and fills the parent run.
 
     The test split is read here and nowhere else, once for each member; nothing is chosen by it.
 
     Args:
-        resources: what testing one member gets.
+        cpus, gpus: what testing one member gets.
 
     Raises:
         ConfigError: no trial finished; says why the first one failed.
@@ -100,7 +100,7 @@ def publish(search: SearchConfig, base: RunConfig, journal: Journal, resources: 
         )
     points = [trial.point for trial in finished]
     members = [finished[index] for index in front(points)]
-    _judge(search, base, journal, members, resources)
+    _judge(search, base, journal, members, ray.remote(num_cpus=cpus, num_gpus=gpus)(_tested))
     best = search.aim.best(points)
     if "version" in finished[0].result:  # an objective without sets has no versions to mark
         registry.mark(base.tracking_uri, search.name, PARETO, "true", [member.result["version"] for member in members])
@@ -112,17 +112,13 @@ def publish(search: SearchConfig, base: RunConfig, journal: Journal, resources: 
     return Outcome(tuple(members), None if best is None else finished[best], journal.parent_run, found, missing)
 
 
-def _judge(
-    search: SearchConfig, base: RunConfig, journal: Journal, members: Sequence[Trial], resources: Mapping[str, float]
-) -> None:
+def _judge(search: SearchConfig, base: RunConfig, journal: Journal, members: Sequence[Trial], test: Any) -> None:
     """Tests the members that are not tested yet, side by side on the cluster, and completes cards and versions."""
-    waiting = {}
-    test = ray.remote(_tested)
-    for member in members:
-        if "folder" in member.result and "test_accuracy" not in member.result:
-            cpus, gpus = resources.get("CPU", 1), resources.get("GPU", 0)
-            task = test.options(num_cpus=cpus, num_gpus=gpus).remote(member.result["folder"], search.name)
-            waiting[task] = member
+    waiting = {
+        test.remote(member.result["folder"], search.name): member
+        for member in members
+        if "folder" in member.result and "test_accuracy" not in member.result
+    }
     while waiting:
         (task, *_), _ = ray.wait(list(waiting), num_returns=1)
         member = waiting.pop(task)

@@ -90,7 +90,7 @@ def run(
         objective_of_trials = (objective or (lambda run_id: CondenseTrial(run_id, search.folder / "results")))(parent)
         try:
             _tune(search, journal, layout, objective_of_trials, lambda: changed(journal), places(base, layout))
-            return publish.publish(search, base, journal, layout.resources if not layout.workers else {"CPU": 1})
+            return publish.publish(search, base, journal, layout.cpus_per_worker, layout.gpus_per_worker)
         except BaseException as error:
             publish.close_parent(base, parent, "FAILED" if isinstance(error, Exception) else "KILLED")
             raise

@@ -97,7 +97,7 @@ class Suggestions(Searcher):  # type: ignore[misc]
                 return str(Searcher.FINISHED)
             asked, trial, config = fresh
         self.at_work[trial_id] = asked, trial
-        return {"number": trial.number, "config": config.as_dict()}
+        return {"number": trial.number, "config": config.model_dump(mode="json")}  # with the passwords of its URIs
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tells the sampler what the journal says of a trial that is over."""
