@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import flows, tracking
+from cluster.places import check_places
 from cluster.store import check_tracking
 from cluster.versions import Version
 from condense import provenance
@@ -42,6 +43,7 @@ def fit(config: FlowFitConfig, progress: Callable[[Progress], None], *, resume: 
         CondenseError: see the parts. The MLflow run is marked FAILED, or KILLED on an interrupt; with `resume` the same
             recipe goes on in it from its last checkpoint.
     """
+    check_places(config)
     check_writable(config.output)
     tracked = config.tracking_uri != "none"
     if tracked:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from condense.config import RunConfig
 from condense.errors import ConfigError
+from condense.flow.recipe import FlowFitConfig
 
 UNPACKED = "working_dir_files"  # Ray's folder for what --working-dir ships, in every session folder
 
 
-def check_places(config: RunConfig) -> None:
+def check_places(config: RunConfig | FlowFitConfig) -> None:
     """Refuses to write results into the folder that Ray unpacks a job's --working-dir to, and removes with the job.
 
     Raises:
