@@ -21,9 +21,11 @@ QUIET = {
     "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_S),
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a relative source means the same to a worker as to its driver
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-TRAIN = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_ENABLE_PRINT_PATCH")  # these matter on any cluster
+# These matter on any cluster: Ray Train reads them here, in the driver.
+TRAIN = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_ENABLE_PRINT_PATCH", "RAY_CHDIR_TO_TRIAL_DIR")
 
 
 @contextmanager
@@ -35,13 +37,13 @@ def connected() -> Iterator[None]:
     Raises:
         ClusterError: RAY_ADDRESS names a cluster that does not answer or does not take the token.
     """
+    address = os.environ.get("RAY_ADDRESS")
+    for key, value in QUIET.items():
+        if key in TRAIN or not (address or ray.is_initialized()):
+            os.environ.setdefault(key, value)
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
-    for key, value in QUIET.items():
-        if not address or key in TRAIN:
-            os.environ.setdefault(key, value)
     if address:
         try:
             ray.init(log_to_driver=False, logging_level="ERROR")
