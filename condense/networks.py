@@ -65,9 +65,15 @@ class ConvNet(Learner):
         self.norms = nn.ModuleList(skip_init(nn.GroupNorm, width, width) for _ in range(depth))
         self.classifier = skip_init(nn.Linear, width * (side >> depth) ** 2, classes)
 
+    @property
+    def blocks(self) -> list[tuple[nn.Conv2d, nn.GroupNorm]]:
+        """Convolution and norm of each block."""
+        pairs = zip(self.convolutions, self.norms, strict=True)
+        return [(convolution, norm) for convolution, norm in pairs]  # type: ignore[misc]
+
     def embed(self, images: Tensor) -> Tensor:
         """(N, C, H, W) normalised images to (N, width * (side / 2^depth)^2)."""
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+        for convolution, norm in self.blocks:
             images = F.avg_pool2d(F.relu(norm(convolution(images))), 2)
         return images.flatten(1)
 

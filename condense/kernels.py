@@ -1,0 +1,107 @@
+"""Instance norm, ReLU and average pool of a ConvNet's block in one pass on a CPU: kernels.c, built on first use.
+
+Built with the machine's own C compiler for the machine's own processor, into the user's cache folder; where there is
+no compiler, `available` is False and callers take PyTorch's operations, which give the same within rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("kernels.c")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+MOST_CHANNELS = 1024  # as in kernels.c: sums of one image's channels stand on the stack
+_SUFFIX = {torch.float32: "float", torch.bfloat16: "bfloat"}
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """The built kernels, or None without a compiler that builds them."""
+    compiler = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
+    if compiler is None or platform.system() != "Linux":
+        return None
+    processor = Path("/proc/cpuinfo").read_text().partition("\n\n")[0] if Path("/proc/cpuinfo").exists() else ""
+    flags = next((line for line in processor.splitlines() if line.startswith("flags")), platform.machine())
+    identity = hashlib.sha256(SOURCE.read_bytes() + " ".join((*FLAGS, compiler, flags)).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "condense"
+    built = folder / f"kernels-{identity}.so"
+    try:
+        if not built.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as beside:
+                fresh = Path(beside) / "kernels.so"
+                command = [compiler, *FLAGS, "-o", str(fresh), str(SOURCE), "-lm"]
+                subprocess.run(command, check=True, capture_output=True, timeout=300)  # noqa: S603
+                fresh.replace(built)
+        return ctypes.CDLL(str(built))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        log.info("without its own kernels, PyTorch's are used: %s", error)
+        return None
+
+
+def available(images: Tensor, precision: torch.dtype, channels: int) -> bool:
+    """Whether the kernels take activations of `precision` and so many channels where the images are."""
+    fits = images.device.type == "cpu" and precision in _SUFFIX and channels <= MOST_CHANNELS
+    return fits and _library() is not None
+
+
+def norm_relu_pool(activation: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """avg_pool2d(relu(instance_norm(z) * gamma + beta), 2), and what its gradient needs.
+
+    Args:
+        activation: z (N, C, H, W), channels last, float32 or bfloat16.
+        gamma: (C,) float32.
+        beta: (C,) float32.
+
+    Returns:
+        (N, C, H // 2, W // 2), channels last; mean and 1 / deviation (N, C) of each image's channels, float32.
+    """
+    assert activation.is_contiguous(memory_format=torch.channels_last)
+    count, channels, height, width = activation.shape
+    pooled = torch.empty(
+        (count, channels, height // 2, width // 2), dtype=activation.dtype, memory_format=torch.channels_last
+    )
+    mean, rstd = torch.empty((2, count, channels)).unbind()
+    _call("forward", activation, gamma, beta, ctypes.c_float(eps), count, height, width, channels, pooled, mean, rstd)
+    return pooled, mean, rstd
+
+
+def norm_relu_pool_gradient(
+    activation: Tensor, gradient: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, rstd: Tensor
+) -> Tensor:
+    """Gradient at z of `norm_relu_pool`, given that at its result; no graph."""
+    gradient = gradient.contiguous(memory_format=torch.channels_last)
+    to_activation = torch.empty_like(activation)
+    count, channels, height, width = activation.shape
+    _call("backward", activation, gradient, gamma, beta, mean, rstd, count, height, width, channels, to_activation)
+    return to_activation
+
+
+def _call(name: str, activation: Tensor, *arguments: Tensor | int | ctypes.c_float) -> None:
+    library = _library()
+    assert library is not None
+    passed = [
+        ctypes.c_void_p(value.data_ptr())
+        if isinstance(value, Tensor)
+        else ctypes.c_int64(value)
+        if isinstance(value, int)
+        else value
+        for value in (activation, *arguments)
+    ]
+    function = getattr(library, f"{name}_{_SUFFIX[activation.dtype]}")
+    function.restype = None
+    function(*passed)

@@ -1,0 +1,98 @@
+"""The compiled block and the closed-form gradients against PyTorch's layers and automatic differentiation."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from condense import kernels
+from condense.networks import ConvNet, NetworkConfig, build_network, initialise_
+from condense.objectives.closed_form import convnet_gradients
+from condense.objectives.gradient import class_gradients, real_gradients
+
+needs_compiler = pytest.mark.skipif(
+    not kernels.available(torch.empty(0), torch.float32, 1), reason="no C compiler: PyTorch's layers are used"
+)
+EPS = 1e-5
+
+
+def block(activation: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    return F.avg_pool2d(F.relu(F.group_norm(activation, len(gamma), gamma, beta, EPS)), 2)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", [(4, 4), (7, 5), (28, 28)])
+def test_the_block_and_its_gradient_equal_pytorchs_layers(size: tuple[int, int]) -> None:
+    activation = (3 + 2 * drawn(3, 5, *size)).contiguous(memory_format=torch.channels_last).requires_grad_()
+    gamma, beta = drawn(5, seed=1), drawn(5, seed=2)
+    expected = block(activation, gamma, beta)
+    gradient = drawn(*expected.shape, seed=3)
+    (expected_gradient,) = torch.autograd.grad(expected, activation, gradient)
+    pooled, mean, rstd = kernels.norm_relu_pool(activation.detach(), gamma, beta, EPS)
+    torch.testing.assert_close(pooled, expected.detach(), rtol=1e-4, atol=1e-5)
+    found = kernels.norm_relu_pool_gradient(activation.detach(), gradient, gamma, beta, mean, rstd)
+    torch.testing.assert_close(found, expected_gradient, rtol=1e-3, atol=1e-5)
+
+
+@needs_compiler
+def test_the_block_in_bfloat16_is_its_float32_rounded_once() -> None:
+    activation = drawn(2, 6, 8, 8).bfloat16().contiguous(memory_format=torch.channels_last)
+    gamma, beta = drawn(6, seed=1), drawn(6, seed=2)
+    exact, mean, rstd = kernels.norm_relu_pool(activation.float(), gamma, beta, EPS)
+    pooled, _, _ = kernels.norm_relu_pool(activation, gamma, beta, EPS)
+    assert torch.equal(pooled, exact.bfloat16())
+    gradient = drawn(*pooled.shape, seed=3).bfloat16()
+    wanted = kernels.norm_relu_pool_gradient(activation.float(), gradient.float(), gamma, beta, mean, rstd)
+    found = kernels.norm_relu_pool_gradient(activation, gradient, gamma, beta, mean, rstd)
+    assert torch.equal(found, wanted.bfloat16())
+
+
+def trained_network() -> ConvNet:
+    """With norms away from the identity, as after training."""
+    network = build_network(NetworkConfig(width=12, depth=3), (2, 12, 12), 4)
+    assert isinstance(network, ConvNet)
+    initialise_(network, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for _, norm in network.blocks:
+            norm.weight.add_(0.3 * drawn(12, seed=2))
+            norm.bias.add_(0.3 * drawn(12, seed=3))
+    return network.requires_grad_(False)
+
+
+@needs_compiler
+def test_closed_form_gradients_equal_automatic_differentiation_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("condense.objectives.closed_form.PIECE", 3)
+    images, classes = drawn(3, 7, 2, 12, 12), torch.tensor([2, 0, 3])
+    found = convnet_gradients(trained_network(), images, classes)
+    exact = class_gradients(trained_network().double(), images.double(), classes, create_graph=False).tensors
+    for a, b in zip(found, exact, strict=True):
+        assert a.shape == b.shape
+        assert (a - b).norm() / b.norm() < 1e-5
+
+
+@pytest.fixture
+def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("PATH", "")
+    kernels._library.cache_clear()
+    yield
+    kernels._library.cache_clear()
+
+
+@pytest.mark.usefixtures("_no_compiler")
+def test_without_a_compiler_pytorchs_layers_are_used() -> None:
+    assert not kernels.available(torch.empty(0), torch.float32, 1)
+    images, classes = drawn(3, 7, 2, 12, 12), torch.tensor([2, 0, 3])
+    found = real_gradients(trained_network(), images, classes, torch.float32).tensors
+    exact = class_gradients(trained_network(), images, classes, create_graph=False).tensors
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_more_channels_than_the_kernels_hold_are_left_to_pytorch() -> None:
+    assert not kernels.available(torch.empty(0), torch.float32, kernels.MOST_CHANNELS + 1)
