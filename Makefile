@@ -10,10 +10,10 @@ PYTHONS = $(or $(strip $(PYTHON)),python3 python3.14 python3.13 python3.12 pytho
 FITS = import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint check lock clean
+.PHONY: help setup run test lint check gpu-check lock clean
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: $(STAMP) ## install Condense and everything it needs into .venv
 
@@ -45,6 +45,9 @@ lint: setup ## formatting, lint and types
 	$(BIN)/mypy --strict -p condense -p cluster -p tuning
 
 check: lint test ## what CI runs
+
+gpu-check: setup ## the GPU tests and benchmarks in one table, under 20 minutes; DATA=FOLDER of Parquet files
+	$(BIN)/python -m benchmarks.gpu_check --out gpu-check.md $(if $(DATA),--data $(DATA))
 
 lock: ## record the versions that .venv holds in constraints.txt
 	@{ sed -n '/^#/p' constraints.txt; \

@@ -1,0 +1,142 @@
+"""The GPU tests and benchmarks in one process, without Ray or MLflow, into one table: `make gpu-check`.
+
+    python -m benchmarks.gpu_check --out gpu-check.md --data FOLDER
+    python -m benchmarks.gpu_check --device cpu --tiny        # tries this file where there is no GPU
+
+FOLDER holds the *_train.parquet files (cifar10, fashion_mnist); without it the runs are on scikit-learn's digits. A
+part starts only while `--minutes` are not used up, and each run has its own share of outer steps, so that the whole
+ends in time; the table is written after every part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.engine import SHAPES, engine
+from condense.allocator import keep_memory
+from condense.checkpoints import NoCheckpoints
+from condense.collective import Alone
+from condense.condensation import condense
+from condense.config import RunConfig
+from condense.errors import ConfigError
+from condense.networks import NetworkConfig
+from condense.settings import resolve
+from condense.surroundings import Progress, Surroundings, local_device
+from condense.tracking import NullTracker
+
+ROOT = Path(__file__).parents[1]
+
+# (example, file of FOLDER, overrides). Steps were not tried on a GPU: shorten them where the time is up too early.
+RUNS = (
+    ("fashion-mnist", "fashion_mnist", ("images_per_class=1", "bits_weight=0", "outer_steps=200")),
+    ("cifar10", "cifar10", ("images_per_class=10", "outer_steps=60")),
+    ("dsa", "cifar10", ("images_per_class=10", "outer_steps=60")),
+    ("dm", "cifar10", ("images_per_class=10", "outer_steps=2000")),
+    ("idc", "cifar10", ("images_per_class=10", "outer_steps=10")),
+)
+EVALUATION = ("evaluation.learners=3", "evaluation.controls=false", "evaluation.every=1000000", "workers=0")
+TINY = (
+    "source=digits",
+    "data.image_size=16",
+    "network.name=mlp",
+    "network.width=8",
+    "network.depth=1",
+    "outer_steps=1",
+    "matching.real_batch=8",
+    "evaluation.recipe=dc",
+    "evaluation.learners=1",
+    "evaluation.validation_images=40",
+)
+
+
+def tests() -> str:
+    """One line on the GPU tests."""
+    code = pytest.main(["-q", "-p", "no:cacheprovider", "-m", "gpu", str(ROOT / "tests" / "test_gpu.py")])
+    return f"GPU tests: {'passed' if code == 0 else f'FAILED ({pytest.ExitCode(code).name})'}"
+
+
+def step_time(device: str, dataset: str, ipc: int, precision: str, objective: str, *, tiny: bool) -> float:
+    """Milliseconds of an outer step of one match, the median of 20 after 3 that are not counted."""
+    shape, real, network = SHAPES[dataset], 256, NetworkConfig()
+    if tiny:
+        shape, real, network = (shape[0], 8, 8), 4, NetworkConfig(width=4, depth=2)
+    made = engine(shape, ipc, real=real, network=network, precision=precision, device=device, objective=objective)
+    times = []
+    for step in range(5 if tiny else 23):
+        started = time.perf_counter()
+        made.outer_step(step)  # ends in a transfer to the host, so it waits for the device
+        times.append(time.perf_counter() - started)
+    return 1000 * sorted(times[3:])[len(times[3:]) // 2]
+
+
+def run(example: str, file: Path | None, overrides: tuple[str, ...], device: str, *, tiny: bool) -> tuple[str, str]:
+    """A run in this process: accuracy and wall seconds, in words."""
+    source = () if file is None else (f"source=parquet:{file}",)
+    small = TINY if tiny else (() if file else ("source=digits",))
+    config = resolve(RunConfig, ROOT / "examples" / f"{example}.yaml", (*overrides, *EVALUATION, *source, *small))
+    started, ended = time.perf_counter(), 0.0
+
+    def progress(at: Progress) -> None:
+        nonlocal ended
+        if at.stage == "condensing" and at.done == at.total:
+            ended = ended or time.perf_counter()
+
+    around = Surroundings(Alone(), NullTracker(), NoCheckpoints(), progress, torch.device(device))
+    found = condense(config, around).provenance["evaluation"]
+    accuracy = f"{found['accuracy_mean']:.1f} ± {found['accuracy_std']:.1f} % ({found['recipe']})"
+    return accuracy, f"{ended - started:.0f} s, {time.perf_counter() - started:.0f} s with evaluation"
+
+
+def main() -> int:
+    """Reads the arguments, runs the parts while there is time; exit code 1 where the tests failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("gpu-check.md"))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--minutes", type=float, default=18)
+    parser.add_argument("--tiny", action="store_true")
+    arguments = parser.parse_args()
+    try:
+        local_device(1 if arguments.device == "cuda" else 0)
+    except ConfigError as error:
+        parser.error(str(error))
+    keep_memory()
+    name = torch.cuda.get_device_name() if arguments.device == "cuda" else platform.processor() or "CPU"
+    lines = [f"# GPU check: {name}, PyTorch {torch.__version__}", "", tests() if arguments.device == "cuda" else ""]
+    deadline = time.monotonic() + 60 * arguments.minutes
+
+    def write(line: str) -> None:
+        lines.append(line)
+        print(line, flush=True)
+        arguments.out.write_text("\n".join(lines) + "\n")
+
+    write("\n| objective | images | ipc | float32 ms | bfloat16 ms |\n|---|---|---|---|---|")
+    for objective in ("gradient", "distribution"):
+        for dataset in SHAPES:
+            for ipc in (1, 10, 50):
+                if time.monotonic() > deadline:
+                    continue
+                times = [
+                    step_time(arguments.device, dataset, ipc, precision, objective, tiny=arguments.tiny)
+                    for precision in ("float32", "bfloat16")
+                ]
+                write(f"| {objective} | {dataset} | {ipc} | {times[0]:.1f} | {times[1]:.1f} |")
+    write("\n| run | settings | test accuracy | seconds |\n|---|---|---|---|")
+    for example, data, overrides in RUNS:
+        file = arguments.data / f"{data}_train.parquet" if arguments.data else None
+        if time.monotonic() > deadline:
+            write(f"| {example} | {' '.join(overrides)} | not run: the time was up | |")
+            continue
+        accuracy, seconds = run(example, file, overrides, arguments.device, tiny=arguments.tiny)
+        write(f"| {example} | {' '.join(overrides)} | {accuracy} | {seconds} |")
+    return int("FAILED" in lines[2])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
