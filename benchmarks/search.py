@@ -28,7 +28,7 @@ from tuning.score import Point, front, hypervolume
 from tuning.space import EarlyStopping, SearchConfig
 from tuning.stopping import dominated_by
 
-RULES = [EarlyStopping(grace=grace, margin=margin) for grace in (0.25, 0.5) for margin in (0.0, 1.0, 3.0)]
+RULES = [EarlyStopping(grace=grace, margin=margin) for grace in (0.25, 0.5) for margin in (0.0, 3.0, 5.0, 8.0)]
 
 
 def overhead(trials: int) -> None:

@@ -123,13 +123,13 @@ def _judge(search: SearchConfig, base: RunConfig, journal: Journal, members: Seq
         (task, *_), _ = ray.wait(list(waiting), num_returns=1)
         member = waiting.pop(task)
         found = ray.get(task)
-        version = DatasetVersion(search.name, member.result["version"], member.result["run_id"])
+        version = DatasetVersion(search.name, member.result["version"], member.result["files_run_id"])
         tags = {"test_accuracy": f"{found['accuracy_mean']:.4f}"}
         registry.complete(base.tracking_uri, version, member.result["folder"], tags)
         numbers = {"test/accuracy": found["accuracy_mean"], "test/accuracy_std": found["accuracy_std"]}
         with refusals(base.tracking_uri, "cannot log a test accuracy"):
             for name, value in numbers.items():
-                connect(base.tracking_uri).log_metric(version.run_id, name, value)
+                connect(base.tracking_uri).log_metric(member.result["run_id"], name, value)
         journal.judged(member.number, {"test_accuracy": found["accuracy_mean"], "test_std": found["accuracy_std"]})
 
 

@@ -82,6 +82,7 @@ def _described(finished: Finished) -> dict[str, Any]:
         "images": len(finished.dataset.labels),
         "version": version.version,
         "run_id": finished.run_id,
+        "files_run_id": version.run_id,  # another's, where it had made the same images before
         "folder": str(finished.folder),
         "seconds": facts["seconds"],
     }

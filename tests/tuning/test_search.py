@@ -66,8 +66,10 @@ def test_a_killed_search_keeps_what_is_finished_and_goes_on_with_the_rest(tmp_pa
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(search))
     with (tmp_path / "log").open("w") as log:
         driver = subprocess.Popen(command(tmp_path), cwd=tmp_path, stdout=log, stderr=log)
+    deadline = time.monotonic() + 900
     while len(at_work(tmp_path)) < 2 or not any(event["event"] == "finished" for event in events(tmp_path)):
         assert driver.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < deadline, (tmp_path / "log").read_text()
         time.sleep(0.01)
     left = descendants(driver.pid)
     os.kill(driver.pid, signal.SIGKILL)
