@@ -99,9 +99,9 @@ def random_batch(
 ) -> Tensor:
     """`count` of the uint8 `images` (N, C, H, W), drawn with replacement and augmented: float (count, C, H, W).
 
-    Each is, with probability `blended`, mixed with a constant or with uniform noise, in part or wholly: images where
-    optimisers go and no photograph is. A flow that never saw any may price a grey square above a digit, and noise at
-    thousands of bits per dimension (benchmarks/flow).
+    Each is, with probability `blended`, mixed with a constant, uniform noise or a repeated tile, in part or wholly:
+    images where optimisers go and no photograph is. A flow that never saw any may price a grey square above a digit,
+    noise at thousands of bits per dimension, and a checkerboard at millions (benchmarks/flow).
     """
     batch = to_float(images[torch.randint(len(images), (count,), generator=draws)])
     if augmentation == "crop-flip":
@@ -115,13 +115,31 @@ def random_batch(
 
 
 def _blends(images: Tensor, draws: torch.Generator) -> Tensor:
-    """Each image mixed with a constant or noise, rounded to 8 bits; about a quarter of them without the image."""
+    """Each image mixed with a constant, noise or a repeated tile, rounded to 8 bits; a quarter without the image."""
     count, channels = images.shape[:2]
     constant = torch.rand((count, channels, 1, 1), generator=draws)
     noise = torch.rand(images.shape, generator=draws)
-    other = torch.where(torch.rand((count, 1, 1, 1), generator=draws) < 0.5, constant, noise)
+    kind = torch.rand((count, 1, 1, 1), generator=draws)
+    other = torch.where(kind < 0.3, constant, torch.where(kind < 0.5, noise, _tiled(noise, draws)))
     kept = (torch.rand((count, 1, 1, 1), generator=draws) * 1.3 - 0.3).clamp_min(0)
     return to_float(to_uint8(kept * images + (1 - kept) * other))
+
+
+def _tiled(noise: Tensor, draws: torch.Generator) -> Tensor:
+    """Each image's upper left square of 2, 4 or 8 pixels a side, repeated over it.
+
+    A third each is constant along columns, along rows, and neither; half have two levels alone, black and white.
+    """
+    count, side = len(noise), noise.shape[-1]
+    choices = torch.randint(3, (count, 2), generator=draws).tolist()
+    tiled = torch.empty_like(noise)
+    for i, (size, along) in enumerate(choices):
+        pixels = 2 << size
+        tile = noise[i, :, :pixels, :pixels]
+        tile = (tile[:, :1], tile[:, :, :1], tile)[along].expand_as(tile)
+        tiled[i] = tile.repeat(1, side // pixels, side // pixels)
+    two_levels = torch.rand((count, 1, 1, 1), generator=draws) < 0.5
+    return torch.where(two_levels, (tiled < 0.5).to(tiled), tiled)
 
 
 def _shifted(images: Tensor, offsets: Tensor) -> Tensor:
