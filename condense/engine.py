@@ -35,6 +35,7 @@ from condense.objectives import Objective
 from condense.pixels import to_float
 from condense.synthetic import ImagesConfig, SyntheticSet, build_optimizer
 
+CLASSES_AT_ONCE = 64  # gradients of the last layer grow with classes x all classes: bounds what is computed at a time
 FLOW_BATCH = 50  # images per pass through the flow: bounds its activations at any images per class
 
 
@@ -169,33 +170,44 @@ class Engine:
             for label in self.synthetic.classes.tolist()
         ]
         with self.stopwatch.part("real gradients"):
-            real = augment_classes(self._real_batch(match), transforms)
-            target = self.objective.target(self.network, real, self.synthetic.classes)
+            batch, targets = self._real_batch(match), []
+            for part in self._parts():
+                real = augment_classes(self.normalisation.apply(to_float(batch[part])), transforms[part])
+                targets.append(self.objective.target(self.network, real, self.synthetic.classes[part]))
         repeats = self.matching.updates
-        results = [self._update_images(target, transforms, match * repeats + repeat) for repeat in range(repeats)]
+        results = [self._update_images(targets, transforms, match * repeats + repeat) for repeat in range(repeats)]
         return torch.stack(results).mean(0)
+
+    def _parts(self) -> list[slice]:
+        """The slice's classes, as many at once as memory should hold."""
+        starts = range(0, len(self.synthetic.classes), CLASSES_AT_ONCE)
+        return [slice(start, start + CLASSES_AT_ONCE) for start in starts]
 
     def _decoded(self, images: Tensor) -> Tensor:
         """Canvases (C, ipc, channels, H, W) to the images that learners see, (C, ipc * factor^2, channels, H, W)."""
         decoded: Tensor = decode(images.flatten(0, 1), self.synthetic.factor).unflatten(0, (len(images), -1))
         return decoded
 
-    def _update_images(self, target: Any, transforms: Sequence[tuple[Draw, ...]], update: int) -> Tensor:
+    def _update_images(self, targets: list[Any], transforms: Sequence[tuple[Draw, ...]], update: int) -> Tensor:
         """One step of the image optimiser; the slice's share of (mean distance, mean bits per dim), and its classes
         whose distance or gradient is not finite."""
         classes = self.synthetic.classes
         images = self.synthetic.images()
-        seen = images.detach().requires_grad_()
+        found, gradients = [], []
         with self.stopwatch.part("matching"):
-            inputs = augment_classes(self.normalisation.apply(self._decoded(seen)), transforms)
-            distances = self.objective.distances(self.network, target, inputs, classes)
-            (gradient,) = torch.autograd.grad(distances.sum() / self.class_count, seen)
+            for part, target in zip(self._parts(), targets, strict=True):
+                seen = images[part].detach().requires_grad_()
+                inputs = augment_classes(self.normalisation.apply(self._decoded(seen)), transforms[part])
+                own = self.objective.distances(self.network, target, inputs, classes[part])
+                gradients.append(torch.autograd.grad(own.sum() / self.class_count, seen)[0])
+                found.append(own.detach())
+        distances, gradient = torch.cat(found), torch.cat(gradients)
         bits = torch.zeros((), device=self.device)
         if self.density is not None:
             with self.stopwatch.part("bits"):
                 bits, bits_gradient = self._bits(self.density, images.detach(), update)
                 gradient = gradient.add_(bits_gradient, alpha=self.bits_weight)
-        bad = ~(distances.detach().isfinite() & gradient.flatten(1).isfinite().all(1))
+        bad = ~(distances.isfinite() & gradient.flatten(1).isfinite().all(1))
         if bool(bad.any()):
             self._bad = f"class {classes[bad].tolist()[0]}"
         with self.stopwatch.part("image update"):
@@ -206,13 +218,13 @@ class Engine:
             ):
                 parameter.grad = to_parameter
             self.optimizer.step()
-        share = distances.detach().sum() / self.class_count
+        share = distances.sum() / self.class_count
         return torch.stack([share, bits, bad.sum()]).double().cpu()
 
     def _real_batch(self, match: int) -> Tensor:
-        """(C, B, channels, H, W), normalised."""
+        """uint8 (C, B, channels, H, W)."""
         if self.matching.real_batch_choice == "random":
-            return self.normalisation.apply(to_float(self.batches.random(match)))
+            return self.batches.random(match)
         at = choice_at(match, self.match_steps)
         if self._representatives is None or self._representatives[0] != at:
             resumed = at < match - match % self.match_steps  # the network of an earlier outer step chose them
@@ -221,7 +233,7 @@ class Engine:
             self._representatives = at, self.batches.representative(at, self.network, self.normalisation)
             if resumed:
                 self.learner.start_(match // self.match_steps, match)
-        return self.normalisation.apply(to_float(self._representatives[1]))
+        return self._representatives[1]
 
     def _bits(self, density: Density, images: Tensor, update: int) -> tuple[Tensor, Tensor]:
         """The slice's share of the mean bits per dim, and its gradient at the images."""

@@ -75,6 +75,15 @@ def test_slices_of_one_image_per_class_move_exactly_as_the_whole_set(parameteris
     torch.testing.assert_close(joined, whole.synthetic.alpha.detach(), rtol=1e-4, atol=1e-5)
 
 
+def test_classes_taken_a_few_at_a_time_move_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    matching = MatchingConfig(real_batch=6, updates=2, steps=2, inner_epochs=2, augment="dsa")
+    made = [engine(ipc=2, matching=matching, images=PLAIN) for _ in range(2)]
+    made[0].outer_step(0)
+    monkeypatch.setattr("condense.engine.CLASSES_AT_ONCE", 3)
+    made[1].outer_step(0)
+    torch.testing.assert_close(made[1].synthetic.alpha, made[0].synthetic.alpha, rtol=1e-4, atol=1e-5)
+
+
 def test_the_image_gradient_is_that_of_the_stated_loss() -> None:
     made = engine(ipc=3, bits_weight=0.7, images=PLAIN)
     before = made.synthetic.alpha.detach().clone()
