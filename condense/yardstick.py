@@ -13,7 +13,7 @@ import torch
 
 from condense.config import RunConfig
 from condense.errors import FlowError
-from condense.flow.glow import Flow
+from condense.flow.architecture import Flow
 from condense.flow.store import REGISTERED, load_card, load_flow, read_flow
 from condense.storage import Storage
 

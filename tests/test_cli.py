@@ -21,7 +21,8 @@ from condense import cli, local
 from condense.checkpoints import Checkpoint, write
 from condense.config import RunConfig
 from condense.errors import ConfigError
-from condense.flow.glow import Flow, FlowDescription
+from condense.flow.architecture import FlowDescription
+from condense.flow.registry import build
 from condense.flow.store import save_flow
 from condense.parquet import read_dataset
 from condense.settings import resolve
@@ -196,7 +197,7 @@ def test_a_bad_setting(override: str, condense: Command, tmp_path: Path) -> None
 
 def test_a_flow_of_another_shape(condense: Command, tmp_path: Path) -> None:
     description = FlowDescription(channels=3, image_size=16, levels=2, steps=1, hidden=8, components=1)
-    save_flow(Flow(description), tmp_path / "colour.safetensors", {})
+    save_flow(build(description), tmp_path / "colour.safetensors", {})
     outcome = condense("run", QUICKSTART, *TINY, "flow=colour.safetensors")
     refused(outcome, "colour.safetensors", "(3, 16, 16)", "(1, 16, 16)")
     assert not left(tmp_path)

@@ -10,7 +10,8 @@ from condense import local
 from condense.condensation import open_checked
 from condense.config import RunConfig
 from condense.errors import FlowError
-from condense.flow.glow import Flow, FlowDescription
+from condense.flow.architecture import FlowDescription
+from condense.flow.registry import build
 from condense.flow.store import load_card, save_flow
 from condense.settings import resolve
 from condense.surroundings import Progress
@@ -40,7 +41,7 @@ def file(tmp_path: Path) -> Path:
 
 def stored(path: Path) -> Path:
     """A flow with other weights at each call."""
-    save_flow(Flow(FLOW), path, {"name": "tiny"})
+    save_flow(build(FLOW), path, {"name": "tiny"})
     return path
 
 

@@ -24,12 +24,13 @@ from condense.allocator import keep_memory
 from condense.checkpoints import LocalCheckpoints
 from condense.collective import Alone, Collective, agree
 from condense.errors import ConfigError, NonFiniteError, SourceError
+from condense.flow.architecture import Flow
 from condense.flow.bits import bits_per_dim, measure
 from condense.flow.caution import caution
 from condense.flow.fit_checkpoint import FitState, restore_, to_checkpoint
-from condense.flow.glow import Flow
 from condense.flow.mixture import Mixture, random_batch
 from condense.flow.recipe import PLACES, FlowFitConfig, learning_rate_at
+from condense.flow.registry import build
 from condense.flow.store import check_writable, load_card, load_flow, save_flow
 from condense.pixels import dequantise, quantise
 from condense.seeding import generator
@@ -185,7 +186,7 @@ def fresh_state(config: FlowFitConfig, images: Tensor, around: Surroundings) -> 
     # nn layers draw their initial weights from the global generator: it is set aside and given back.
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(generator(config.seed, "flow-weights").get_state())
-        flow = Flow(config.architecture)
+        flow = build(config.architecture)
     if config.start_from is None:
         draws = generator(config.seed, "flow-initial")
         batch = random_batch(images, config.initial_images, config.augmentation, draws)

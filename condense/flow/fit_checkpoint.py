@@ -10,7 +10,7 @@ from torch import Tensor
 
 from condense.checkpoints import Checkpoint
 from condense.errors import CheckpointError
-from condense.flow.glow import Flow
+from condense.flow.architecture import Flow
 
 CURVE = ("step", "cpu_seconds", "seconds", "bits_per_dim")
 

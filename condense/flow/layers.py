@@ -119,12 +119,12 @@ class ChannelMixing(nn.Module):
         self.folded_weight, self.folded_bias, self.folded_log_abs_det = self.affine()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (N, C, H, W) to z of the same shape and the log-determinant, a scalar: it is the same for every image."""
+        """x (N, C, H, W) to z of the same shape and a position's log-determinant, a scalar: the same at every one."""
         # Under autocast too: rounding here would be a map that is not the one whose determinant is counted.
         with torch.autocast(x.device.type, enabled=False):
             weight, bias, log_abs_det = self.affine()
             z = F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
-        return z, log_abs_det * (x.shape[2] * x.shape[3])
+        return z, log_abs_det
 
     def inverse(self, z: Tensor) -> Tensor:
         """z (N, C, H, W) back to x."""
@@ -164,14 +164,10 @@ class AffineCoupling(nn.Module):
         return shift, _LOG_SCALE_BOUND * torch.tanh(raw / _LOG_SCALE_BOUND)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (N, C, H, W) to z of the same shape and the log-determinants (N,)."""
+        """x (N, C, H, W) to z of the same shape and each position's log-determinant (N, H, W)."""
         x_a, x_b = x.chunk(2, dim=1)
         shift, log_scale = self._shift_and_log_scale(x_a)
-        return torch.cat([x_a, (x_b + shift) * log_scale.exp()], dim=1), log_scale.sum(dim=(1, 2, 3))
-
-    def log_abs_det_map(self, x: Tensor) -> Tensor:
-        """The log-determinants of x (N, C, H, W) by position: (N, H, W), which `forward` gives summed."""
-        return self._shift_and_log_scale(x.chunk(2, dim=1)[0])[1].sum(dim=1)
+        return torch.cat([x_a, (x_b + shift) * log_scale.exp()], dim=1), log_scale.sum(dim=1)
 
     def inverse(self, z: Tensor) -> Tensor:
         """z (N, C, H, W) back to x."""
@@ -208,11 +204,7 @@ class LogisticMixture(nn.Module):
         return raw[:, 0].log_softmax(dim=1), raw[:, 1], raw[:, 2].clamp_min(_MIN_COMPONENT_LOG_SCALE)
 
     def log_prob(self, z: Tensor, context: Tensor | None) -> Tensor:
-        """ln p(z | context) in nats, (N,), for z (N, C, H, W) and context (N, C', H, W) or None."""
-        return self.log_prob_map(z, context).sum(dim=(1, 2))
-
-    def log_prob_map(self, z: Tensor, context: Tensor | None) -> Tensor:
-        """The same by position: (N, H, W)."""
+        """ln p(z | context) at each position in nats, (N, H, W), for z (N, C, H, W), context (N, C', H, W) or None."""
         log_weights, means, log_scales = self._mixture(z, context)
         t = (z[:, None] - means) * (-log_scales).exp()
         # ln sigmoid'(t) = -t - 2 softplus(-t), written in |t|, which it depends on alone, so that exp never overflows.

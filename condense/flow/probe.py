@@ -4,7 +4,7 @@ A density needs a map that can be inverted and the determinant of that very map.
 "permutation" may be any matrix, a diagonal may vanish. Three questions, each to grey images:
 
 - the round trip: the latents give the image back;
-- the log-determinant: for every step, at one place of an image, what it says against the Jacobian of autograd, in
+- the log-determinant: for every layer, at one place of an image, what it says against the Jacobian of autograd, in
   float64;
 - rounding: float32, in which bits are measured, gives the bits of float64.
 
@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from condense.errors import FlowError
-from condense.flow.glow import Flow, Step
-from condense.flow.layers import squeeze
+from condense.flow.architecture import Bijection, Flow
 from condense.pixels import LEVELS, dequantise, to_float
 from condense.seeding import generator
 
@@ -71,26 +70,18 @@ def check_exact(flow: Flow, exact: Flow, where: str) -> None:
 
 
 def log_determinant_error(flow: Flow, x: Tensor) -> float:
-    """The largest error of any step's log-determinant in nats per dimension, each at one place of x (1, C, H, W)."""
-    errors = []
-    h = x
-    for level in flow.levels:
-        h = squeeze(h)
-        for step in level.steps:
-            errors.append(_step_error(step, h[:, :, :1, :1].detach()))
-            with torch.no_grad():
-                h, _ = step(h)
-        h = h[:, : level.continuing]
+    """The largest error of any layer's log-determinant in nats per dimension, each at one place of x (1, C, H, W)."""
+    errors = [_bijection_error(bijection, at.detach()) for bijection, at in flow.bijections(x)]
     return max(errors, key=lambda error: math.inf if math.isnan(error) else error)
 
 
-def _step_error(step: Step, x: Tensor) -> float:
-    """Of one step at x (1, C, h, w)."""
+def _bijection_error(bijection: Bijection, x: Tensor) -> float:
+    """Of one layer at x (1, C, h, w)."""
     dims = x.numel()
     # One copy of x for each output: the gradient of output i of copy i is row i of the Jacobian.
     copies = x.expand(dims, *x.shape[1:]).clone().requires_grad_()
     with torch.enable_grad():
-        z, log_abs_det = step(copies)
+        z, log_abs_det = bijection(copies)
         (rows,) = torch.autograd.grad(z.flatten(1).diagonal().sum(), copies)
     expected = torch.linalg.slogdet(rows.flatten(1)).logabsdet
     return float((log_abs_det[0].detach() - expected).abs()) / dims

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from condense.flow.glow import FlowDescription
+from condense.flow.architecture import FlowDescription
 from condense.flow.mixture import Augmentation
 from condense.flow.store import load_card
 from condense.settings import Settings, without_passwords

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from condense.errors import ConfigError, FlowError, OutputError
 from condense.files import check_folder_writable, unpack_tensors, write_tensors
-from condense.flow.glow import Flow, FlowDescription, tensors_digest
+from condense.flow.architecture import Flow, FlowDescription, tensors_digest
 from condense.flow.probe import check_exact
+from condense.flow.registry import build
 from condense.settings import validate
 
 FORMAT = 1
@@ -36,7 +37,7 @@ def save_flow(flow: Flow, path: Path, card: dict[str, Any]) -> str:
         OutputError: the file cannot be written.
     """
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in flow.state_dict().items()}
-    description = flow.description.model_dump()
+    description = flow.description.plain()
     digest = tensors_digest(description, tensors)
     header = {"format": FORMAT, "description": description, "card": card, "digest": digest}
     write_tensors(path, tensors, header)
@@ -64,7 +65,7 @@ def read_flow(content: bytes, where: str, *, device: torch.device | str = "cpu")
         description = validate(FlowDescription, header["description"], where=f"flow file {where}")
     except ConfigError as error:
         raise FlowError(f"{error.problem} is no description of a flow", error.remedy) from None
-    flow = Flow(description)
+    flow = build(description)
     expected = {name: tuple(tensor.shape) for name, tensor in flow.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != found:
@@ -73,7 +74,7 @@ def read_flow(content: bytes, where: str, *, device: torch.device | str = "cpu")
             f"flow file {where}: tensor {wrong!r} should be {expected.get(wrong)}, is {found.get(wrong)}",
             "the file was not written by save_flow for this description; take another copy",
         )
-    if tensors_digest(description.model_dump(), tensors) != header["digest"]:
+    if tensors_digest(description.plain(), tensors) != header["digest"]:
         raise FlowError(
             f"flow file {where} does not have the digest that it states", "it was altered: take another copy"
         )

@@ -11,9 +11,9 @@ from PIL import Image
 from condense.checkpoints import NoCheckpoints
 from condense.collective import Alone
 from condense.errors import CheckpointError, ConfigError, NonFiniteError, OutputError, SourceError
+from condense.flow.architecture import FlowDescription
 from condense.flow.bits import measure
 from condense.flow.fit import fit, fresh_state, take_step_
-from condense.flow.glow import FlowDescription
 from condense.flow.mixture import random_batch, to_channels
 from condense.flow.recipe import FlowFitConfig, learning_rate_at
 from condense.flow.store import load_card, load_flow

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import yaml
 
-from condense.flow.glow import Flow, FlowDescription
+from condense.flow.architecture import FlowDescription
+from condense.flow.registry import build
 from condense.flow.store import load_card, save_flow
 from tests.conftest import QUICKSTART, TINY, Command, Outcome
 from tests.flow.test_fit import pictures_in
@@ -93,7 +94,7 @@ def test_a_bad_recipe(override: str, condense: Command, recipe: Path, tmp_path: 
 
 
 def test_a_flow_that_is_no_density(condense: Command, tmp_path: Path) -> None:
-    flow = Flow(FlowDescription(channels=1, image_size=16, levels=2, steps=1, hidden=4, components=2))
+    flow = build(FlowDescription(channels=1, image_size=16, levels=2, steps=1, hidden=4, components=2))
     flow.levels[0].steps[0].mixing.permutation.mul_(2)
     save_flow(flow, tmp_path / "stranger.safetensors", {})
     refused(condense("run", QUICKSTART, *TINY, "flow=stranger.safetensors"), "stranger.safetensors", "not normalised")

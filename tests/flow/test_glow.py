@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from condense.errors import ConfigError
+from condense.flow.architecture import Flow, FlowDescription
 from condense.flow.bits import Density
-from condense.flow.glow import Flow, FlowDescription
+from condense.flow.glow import Glow
+from condense.flow.registry import ARCHITECTURES, build
 from condense.seeding import generator
 from condense.settings import validate
 from tests.flow.contract import DensityContract
@@ -22,7 +24,7 @@ DESCRIPTIONS = {
 def tiny_flow(description: FlowDescription) -> Flow:
     """A flow in float64 whose every parameter has moved from its start."""
     draws = generator(0, "tiny-flow")
-    flow = Flow(description).double()
+    flow = Glow(description).double()
     flow.initialise_(torch.rand((16, *flow.shape), generator=draws, dtype=torch.float64) - 0.5, draws)
     with torch.no_grad():
         for parameter in flow.parameters():
@@ -101,7 +103,7 @@ def test_digest_depends_on_every_weight() -> None:
 
 @pytest.mark.parametrize(("side", "channels"), [(16, 1), (32, 3), (64, 1), (128, 3)])
 def test_every_stated_size_has_a_density(side: int, channels: int) -> None:
-    flow = Flow(FlowDescription(channels=channels, image_size=side, steps=1, hidden=4))  # type: ignore[arg-type]
+    flow = Glow(FlowDescription(channels=channels, image_size=side, steps=1, hidden=4))  # type: ignore[arg-type]
     flow.initialise_(pictures(flow, 2), generator(0, "rotation"))
     assert flow.log_prob(pictures(flow, 2)).isfinite().all()
 
@@ -110,3 +112,16 @@ def test_every_stated_size_has_a_density(side: int, channels: int) -> None:
 def test_impossible_architectures_are_refused(values: dict[str, int]) -> None:
     with pytest.raises(ConfigError):
         validate(FlowDescription, values, where="test")
+
+
+def test_every_architecture_builds_a_flow_from_its_description() -> None:
+    for name, architecture in ARCHITECTURES.items():
+        described = validate(FlowDescription, {"architecture": name, "image_size": 16, "hidden": 4}, where="test")
+        flow = build(described)
+        assert type(flow) is architecture
+        assert flow.description.architecture == name
+
+
+def test_an_unknown_architecture_is_refused() -> None:
+    with pytest.raises(ConfigError, match="architecture"):
+        validate(FlowDescription, {"architecture": "pixelcnn"}, where="test")

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from condense.flow.architecture import Flow
 from condense.flow.bits import bits_per_dim, measure
-from condense.flow.glow import Flow
 from condense.flow.store import load_flow, shipped_flows
 from condense.pixels import round_straight_through, to_float, to_uint8
 from condense.seeding import generator

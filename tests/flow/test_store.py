@@ -9,7 +9,7 @@ import torch
 
 from condense.errors import FlowError, OutputError
 from condense.files import read_tensors, write_tensors
-from condense.flow.glow import Flow, FlowDescription
+from condense.flow.architecture import Flow, FlowDescription
 from condense.flow.probe import log_determinant_error
 from condense.flow.store import FORMAT, flow_for, load_card, load_flow, save_flow
 from tests.flow.test_glow import DESCRIPTIONS, pictures, tiny_flow

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from condense.flow.architecture import Flow
 from condense.flow.bits import Density, bits_per_dim, measure
-from condense.flow.glow import Flow
 from condense.flow.store import flow_for, load_card, load_flow, shipped_flows
 from condense.pixels import dequantise, round_straight_through, to_uint8
 from condense.seeding import generator

@@ -1,0 +1,13 @@
+"""The architectures: one table from the name in a description to the class that it builds."""
+
+from __future__ import annotations
+
+from condense.flow.architecture import Flow, FlowDescription
+from condense.flow.glow import Glow
+
+ARCHITECTURES: dict[str, type[Flow]] = {"glow": Glow}
+
+
+def build(description: FlowDescription) -> Flow:
+    """A flow of the described architecture, with the weights that training starts from."""
+    return ARCHITECTURES[description.architecture](description)
