@@ -60,7 +60,7 @@ def at_precision(density: Density, precision: Precision, device: torch.device | 
 def probe_images(shape: tuple[int, int, int]) -> Tensor:
     """uint8 images where optimisers start and end: black, greys, white, halves, a border, soft blobs, noise."""
     height, width = shape[1:]
-    levels = [torch.full(shape, level, dtype=torch.uint8) for level in (0, 1, 127, 254, 255)]
+    levels = [torch.full(shape, level, dtype=torch.uint8) for level in (*range(0, 256, 8), 1, 127, 254, 255)]
     left, top, border = (torch.zeros(shape, dtype=torch.uint8) for _ in range(3))
     left[:, :, : width // 2] = top[:, : height // 2] = border[:, 2:-2, 2:-2] = 255
     y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
