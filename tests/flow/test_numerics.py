@@ -17,7 +17,7 @@ from condense.pixels import round_straight_through, to_float, to_uint8
 from condense.seeding import generator
 
 # Bits per dim, float32 against float64, where an image costs at most twice what a uniform density asks. Beyond that
-# (a checkerboard of black and white may cost thousands) latents outgrow float32's digits: finite is all that is said.
+# (patterns that no yardstick saw in training) latents may outgrow float32's digits: finite is all that is said.
 ROUNDING = 1e-4
 ORDINARY = 16.0
 
