@@ -139,8 +139,9 @@ def _accuracy(dataset: CondensedDataset) -> str:
     controls = _part(dataset.provenance, "controls")
     if "accuracy_mean" not in evaluation:
         chosen = _part(dataset.provenance, "validation").get("accuracy_mean")
-        stated = f"Accuracy on the validation split: {chosen:.1f} %. The test split was not read."
-        return "" if chosen is None else f"## Accuracy\n\n{stated}"
+        if chosen is None:
+            return ""
+        return f"## Accuracy\n\nAccuracy on the validation split: {chosen:.1f} %. The test split was not read."
     ours = {**evaluation, "bits_per_dim": _mean_bits(dataset)}
     rows = [("**this dataset**", ours)]
     rows += [(title, controls[key]) for key, title in CONTROLS.items() if key in controls]

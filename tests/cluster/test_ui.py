@@ -166,8 +166,14 @@ def test_another_host_name_is_refused_by_the_server(server_url: str) -> None:
 
 def test_a_server_is_only_announced() -> None:
     announced: list[str] = []
-    serve("http://ann:secret@tracking.example:5000/", announce=announced.append)
-    assert announced == ["http://***@tracking.example:5000"]
+    serve("http://tracking.example:5000/", announce=announced.append)
+    assert announced == ["http://tracking.example:5000"]
+
+
+def test_a_password_in_the_address_is_refused_and_not_shown() -> None:
+    with pytest.raises(TrackingError, match="password before its @") as refused:
+        serve("http://ann:secret@tracking.example:5000/")
+    assert "secret" not in str(refused.value)
 
 
 def test_a_port_in_use_is_named(tracking_uri: str) -> None:
