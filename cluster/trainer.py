@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import ray
@@ -39,7 +38,7 @@ from condense.errors import (
 from condense.local import run_name
 from condense.parquet import CondensedDataset
 from condense.settings import validate
-from condense.storage import StoredCheckpoints
+from condense.storage import StoredCheckpoints, absolute
 from condense.surroundings import Progress, Surroundings
 from condense.tracking import Tracker
 
@@ -108,7 +107,7 @@ def on_workers(
     """
     with connected(), tempfile.TemporaryDirectory() as scratch:  # Ray's own notes, of no use to a later run
         workers, cpus, gpus = layout(config, shares)
-        storage = _storage(config.storage)
+        storage = absolute(config.storage)
         started = uuid.uuid4().hex
         StoredCheckpoints(storage, run).mark(started)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -239,10 +238,6 @@ def _relayed(queue: Queue, progress: Callable[[Progress], None]) -> Iterator[Non
         done.set()
         thread.join(timeout=10)
         queue.shutdown()
-
-
-def _storage(storage: str) -> str:
-    return storage if "://" in storage else str(Path(storage).absolute())
 
 
 def _cause(error: Exception, config: Placement) -> CondenseError:

@@ -25,8 +25,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-datasets = typer.Typer(help="List, show and download registered condensed datasets.", no_args_is_help=True)
-flows = typer.Typer(help="Train and list flows, the yardsticks that bits are measured with.", no_args_is_help=True)
+datasets = typer.Typer(help="List, show, download and register condensed datasets.", no_args_is_help=True)
+flows = typer.Typer(
+    help="Train, list and show flows, the yardsticks that bits are measured with.", no_args_is_help=True
+)
 app.add_typer(datasets, name="datasets")
 app.add_typer(flows, name="flow")
 

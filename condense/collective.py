@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -63,6 +64,15 @@ class ProcessGroup:
         parts = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(parts, padded)
         return torch.cat([part[: int(n)] for part, n in zip(parts, lengths, strict=True)])
+
+
+def sum_all_(collective: Collective, tensors: Sequence[Tensor]) -> None:
+    """Each tensor becomes its sum over workers, in one exchange; the tensors share a type and a device."""
+    if collective.size == 1:
+        return
+    joined = collective.sum_(torch.cat([tensor.flatten() for tensor in tensors]))
+    for tensor, part in zip(tensors, joined.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 def agree(collective: Collective, error: CondenseError | None, device: torch.device) -> None:

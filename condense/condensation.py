@@ -18,26 +18,25 @@ from torch import Tensor
 from condense import controls, provenance
 from condense.bits_target import WeightSearch
 from condense.checkpoints import Checkpoint
-from condense.collective import Collective, agree, class_slice
+from condense.collective import class_slice
 from condense.config import RunConfig
 from condense.decoder import check_factor, decode_uint8
 from condense.engine import Engine, StepResult
-from condense.errors import CheckpointError, FlowError, SourceError
-from condense.evaluation import RECIPES, Evaluation, Evaluator, Normalisation
+from condense.errors import CheckpointError, FlowError
+from condense.evaluation import RECIPES, Evaluation, Evaluator
 from condense.flow.bits import Density, measure
 from condense.flow.precision import at_precision
 from condense.flow.store import flow_for
+from condense.image_state import image_state, restore_images_
 from condense.matching import check_matching
 from condense.networks import build_network
 from condense.objectives import build_objective
 from condense.parquet import CondensedDataset, content_digest
-from condense.pixels import to_float
+from condense.slices import fixed_part, load_slice, normalisation_of, source_digest
 from condense.sources import (
     DataSource,
     LabelledImages,
     check_class_sizes,
-    class_digests,
-    combine_digests,
     open_source,
 )
 from condense.surroundings import Progress, Surroundings, local_device
@@ -94,10 +93,10 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
     source, flow_name = open_checked(config)
     collective, device = around.collective, around.device
     classes = class_slice(len(source.class_names), collective.rank, collective.size)
-    train = _load_slice(source, classes, around)
-    digest = _source_digest(train, len(source.class_names), collective)
+    train = load_slice(source, classes, around)
+    digest = source_digest(train, len(source.class_names), collective)
     real = [train.images[train.labels == label].to(device) for label in classes]
-    normalisation = _normalisation(real, collective)
+    normalisation = normalisation_of(real, collective)
     density = None if flow_name is None else open_flow(config, flow_name, device=device)
     penalty = None
     if density is not None and (config.bits_weight > 0 or config.bits_target is not None):
@@ -185,7 +184,7 @@ class _Run:
         config, total = self.config, self.config.outer_steps
         every = config.evaluation.every or math.ceil(total / 5)
         keep_every = config.checkpoint_every or max(1, total // 20)
-        validation = _fixed_part(source.load("validation"), config.evaluation.validation_images)
+        validation = fixed_part(source.load("validation"), config.evaluation.validation_images)
         beginning = [parameter.detach().clone() for parameter in self.engine.synthetic.parameters]
         step = self._restore()
         while True:
@@ -313,14 +312,7 @@ class _Run:
             self.around.progress(Progress(stage, done, total, values))
 
     def _save(self, done: int, result: StepResult) -> None:
-        gathered, scalars = {}, {}
-        for level, parameter in enumerate(self.engine.synthetic.parameters):
-            state = {"parameter": parameter.detach(), **self.engine.optimizer.state[parameter]}
-            for name, value in state.items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    gathered[f"{level}.{name}"] = self.around.collective.gather(value)
-                elif value is not None:
-                    scalars[f"{level}.{name}"] = float(value)
+        gathered, scalars = image_state(self.engine, self.around.collective)
         identity = self.config.identity()
         scalars |= {f"validation.{name}": value for name, value in self.validation.items()}
         scalars |= {} if self.target is None else self.target.scalars()
@@ -338,19 +330,7 @@ class _Run:
                 f"the stored checkpoint belongs to run {checkpoint.identity}, this is {self.config.identity()}",
                 "a changed config starts a new run: set storage to another folder",
             )
-        rows = slice(self.classes.start, self.classes.stop)
-        for level, parameter in enumerate(self.engine.synthetic.parameters):
-            state: dict[str, Any] = {}
-            for name, tensor in checkpoint.tensors.items():
-                if name.startswith(f"{level}."):
-                    state[name.removeprefix(f"{level}.")] = tensor[rows].to(parameter.device)
-            for name, value in checkpoint.scalars.items():
-                if name.startswith(f"{level}."):
-                    state[name.removeprefix(f"{level}.")] = torch.tensor(value)
-            with torch.no_grad():
-                parameter.copy_(state.pop("parameter"))
-            if state:
-                self.engine.optimizer.state[parameter] = state
+        restore_images_(self.engine, checkpoint, slice(self.classes.start, self.classes.stop))
         self.validation = {
             name.removeprefix("validation."): value
             for name, value in checkpoint.scalars.items()
@@ -363,52 +343,8 @@ class _Run:
         return checkpoint.step - self.attempted
 
 
-def _load_slice(source: DataSource, classes: range, around: Surroundings) -> LabelledImages:
-    """The slice's train images; an image that one worker cannot read stops all."""
-    train, failure = None, None
-    try:
-        train = source.load("train", classes)
-    except SourceError as error:
-        failure = error
-    agree(around.collective, failure, around.device)
-    assert train is not None
-    return train
-
-
 def _numbers(result: StepResult) -> dict[str, float]:
     values = {"distance": result.distance}
     if not math.isnan(result.bits_per_dim):
         values["training_bits_per_dim"] = result.bits_per_dim
     return values
-
-
-def _fixed_part(data: LabelledImages, count: int) -> LabelledImages:
-    """The first `count` images in an order that mixes the classes and is always the same."""
-    order = torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(0))[:count]
-    return LabelledImages(data.images[order], data.labels[order], data.class_names)
-
-
-def _normalisation(real: list[Tensor], collective: Collective) -> Normalisation:
-    """Per-channel mean and deviation of the train split, over all workers."""
-    channels = real[0].shape[1]
-    sums = torch.zeros((3, channels), dtype=torch.float64, device=real[0].device)
-    for images in real:
-        for piece in images.split(1000):
-            values = to_float(piece).double()
-            sums[0] += values.sum((0, 2, 3))
-            sums[1] += values.square().sum((0, 2, 3))
-            sums[2] += values[:, 0].numel()
-    total, squares, count = collective.sum_(sums)
-    mean = total / count
-    std = (squares / count - mean.square()).clamp_min(1e-6).sqrt()
-    return Normalisation(tuple(mean.tolist()), tuple(std.tolist()))
-
-
-def _source_digest(train: LabelledImages, class_count: int, collective: Collective) -> str:
-    """Digest of the whole train split from every worker's classes."""
-    rows = torch.zeros((class_count, 32), dtype=torch.uint8)
-    for label, text in class_digests(train).items():
-        rows[label] = torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
-    # Rows of other workers' classes are zero here, so the sum of int32 rows is the union.
-    joined = collective.sum_(rows.int())
-    return combine_digests({label: bytes(row.tolist()).hex() for label, row in enumerate(joined)})

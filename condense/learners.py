@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 from condense import seeding
 from condense.augment import augment, draw_transforms
 from condense.batches import RealBatches
-from condense.collective import Collective
+from condense.collective import Collective, sum_all_
 from condense.evaluation import Normalisation
 from condense.matching import MatchingConfig
 from condense.networks import Learner, initialise_
@@ -128,10 +128,7 @@ class LearnerTraining:
                 losses = [weight * F.cross_entropy(logits, labels, reduction="sum") for weight, labels in targets]
                 gradients = list(torch.autograd.grad(torch.stack(losses).sum() / count, parameters))
                 self.network.requires_grad_(False)
-        if self.collective.size > 1:
-            flat = self.collective.sum_(torch.cat([gradient.flatten() for gradient in gradients]))
-            parts = flat.split([parameter.numel() for parameter in parameters])
-            gradients = [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
+        sum_all_(self.collective, gradients)
         with torch.no_grad():
             for parameter, gradient, momentum in zip(parameters, gradients, self._momenta, strict=True):
                 decayed = gradient.add(parameter, alpha=self.matching.learner_weight_decay)

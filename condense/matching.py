@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from pydantic import Field
 
 from condense.augment import Augmentation
 from condense.errors import ConfigError
+from condense.objectives import build_objective
 from condense.settings import Settings
 
 # (match steps, inner epochs) of the published schedule, by images per class (Zhao et al. 2021).
@@ -55,19 +57,15 @@ def check_matching(objective: str, matching: MatchingConfig) -> None:
     """Refuses settings that would have no effect together.
 
     Raises:
-        ConfigError: naming both keys.
+        ConfigError: naming both keys; or what the objective itself refuses.
     """
-    if objective == "distribution":
-        if (matching.steps or 1) > 1 or matching.inner_epochs or matching.learner_training != "synthetic":
-            raise ConfigError(
-                "objective distribution takes a fresh untrained network for every match step",
-                "leave matching.steps, matching.inner_epochs and matching.learner_training out",
-            )
-        if matching.distance is not None:
-            raise ConfigError(
-                f"objective distribution has one distance, the squared one, not {matching.distance!r}",
-                "leave matching.distance out",
-            )
+    build_objective(objective, distance=matching.distance, precision=getattr(torch, matching.precision))
+    trains = (matching.steps or 1) > 1 or matching.inner_epochs or matching.learner_training != "synthetic"
+    if objective == "distribution" and trains:
+        raise ConfigError(
+            "objective distribution takes a fresh untrained network for every match step",
+            "leave matching.steps, matching.inner_epochs and matching.learner_training out",
+        )
     if matching.learner_training == "synthetic" and matching.learner_cutmix:
         raise ConfigError(
             "matching.learner_cutmix mixes real images, matching.learner_training is synthetic",

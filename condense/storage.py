@@ -103,8 +103,7 @@ class Storage:
 
     def shown(self, name: str) -> str:
         """A file as a person writes it."""
-        address, mark, options = self.uri.partition("?")
-        return f"{address.rstrip('/')}/{name}{mark}{options}"
+        return below(self.uri, name)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -127,8 +126,7 @@ class StoredCheckpoints:
     """The last KEEP checkpoints of one run, one file each, in a folder of a storage; `mark` comes before `save`."""
 
     def __init__(self, storage: str, run: str) -> None:
-        address, mark, options = storage.partition("?")
-        self.storage = Storage(f"{address.rstrip('/')}/{run}{mark}{options}")
+        self.storage = Storage(below(storage, run))
 
     def save(self, checkpoint: Checkpoint | None, metrics: dict[str, float]) -> None:
         """Adds a checkpoint, then lets go of those that are too old.
@@ -190,6 +188,17 @@ class StoredCheckpoints:
     def forget(self) -> None:
         """Removes them all."""
         self.storage.clear()
+
+
+def below(storage: str, name: str) -> str:
+    """What is called `name` in a storage, as a storage of its own; a URI keeps its options."""
+    address, mark, options = storage.partition("?")
+    return f"{address.rstrip('/')}/{name}{mark}{options}"
+
+
+def absolute(storage: str) -> str:
+    """The storage as processes that start in other folders find it: a path without its relation to this one's."""
+    return storage if "://" in storage else str(Path(storage).absolute())
 
 
 def file_name(step: int) -> str:

@@ -15,7 +15,7 @@ from condense.config import RunConfig
 from condense.errors import FlowError
 from condense.flow.architecture import Flow
 from condense.flow.store import REGISTERED, load_card, load_flow, read_flow
-from condense.storage import Storage
+from condense.storage import Storage, below
 
 
 def pinned(config: RunConfig, flow: str | None) -> RunConfig:
@@ -60,5 +60,4 @@ def _check_digest(config: RunConfig, flow: str, digest: str) -> None:
 
 
 def _kept(storage: str) -> Storage:
-    address, mark, options = storage.partition("?")
-    return Storage(f"{address.rstrip('/')}/flows{mark}{options}")
+    return Storage(below(storage, "flows"))

@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -23,6 +22,7 @@ from condense.config import RunConfig
 from condense.errors import ConfigError, SourceError
 from condense.files import check_folder_writable
 from condense.sources import DataSource, check_class_sizes
+from condense.storage import absolute
 from condense.yardstick import pinned
 from tuning import journal as journals
 from tuning import publish
@@ -159,13 +159,12 @@ def lay_out(search: SearchConfig, base: RunConfig) -> Layout:
 
 def places(base: RunConfig, layout: Layout) -> dict[str, Any]:
     """The settings of every trial that say where it works; a trial's process may start in another folder."""
-    storage = base.storage if "://" in base.storage else str(Path(base.storage).absolute())
     return {
         "workers": layout.workers,
         "cpus_per_worker": layout.cpus_per_worker,
         "gpus_per_worker": layout.gpus_per_worker,
         "output": str(base.output.absolute()),
-        "storage": storage,
+        "storage": absolute(base.storage),
         "tracking_uri": store_uri(base.tracking_uri),
     }
 

@@ -12,7 +12,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from condense.allocator import keep_memory
 from condense.checkpoints import LocalCheckpoints
-from condense.collective import Alone, Collective, agree
+from condense.collective import Alone, agree, sum_all_
 from condense.errors import ConfigError, NonFiniteError, SourceError
 from condense.flow.architecture import Flow
 from condense.flow.bits import bits_per_dim, measure
@@ -223,7 +223,7 @@ def take_step_(state: FitState, config: FlowFitConfig, images: Tensor, around: S
     loss.backward()
     gradients = [parameter.grad for parameter in state.flow.parameters() if parameter.grad is not None]
     total = loss.detach()
-    _sum_over_workers_(around.collective, [total, *gradients])
+    sum_all_(around.collective, [total, *gradients])
     value = float(total)
     rate = learning_rate_at(config, state.step)
     state.step += 1
@@ -241,15 +241,6 @@ def take_step_(state: FitState, config: FlowFitConfig, images: Tensor, around: S
         for averaged, parameter in zip(state.average.parameters(), state.flow.parameters(), strict=True):
             averaged.lerp_(parameter, 1 - decay)
     return value
-
-
-def _sum_over_workers_(collective: Collective, tensors: Sequence[Tensor]) -> None:
-    """Each tensor becomes its sum over workers, in one exchange."""
-    if collective.size == 1:
-        return
-    joined = collective.sum_(torch.cat([tensor.flatten() for tensor in tensors]))
-    for tensor, part in zip(tensors, joined.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
 
 
 def _samples(flow: Flow, seed: int, device: torch.device) -> Tensor:
