@@ -86,6 +86,12 @@ def open_run(
     return run_id
 
 
+def is_finished(uri: str, run_id: str) -> bool:
+    """Whether a run ended as it should; raises TrackingError where it cannot be looked up."""
+    with refusals(uri, f"cannot look up run {run_id}"):
+        return bool(connect(uri).get_run(run_id).info.status == "FINISHED")
+
+
 def log_source(
     uri: str,
     run_id: str,

@@ -84,16 +84,18 @@ def run(
     run_id, tracker = _open(config, source.name, name, flow, trial_of) if tracked else (None, NullTracker())
     try:
         dataset = _condense(config, source, tracker, progress)
+        if isinstance(tracker, tracking.MLflowTracker):
+            tracker.rest()
         folder = report.write_folder(local.folder_of(config, source.name), dataset, name=name)
         version = None
         if run_id is not None:
-            version = _register_patiently(config, run_id, name, folder, dataset)
-            if trial_of is None:
-                registry.update_best(config.tracking_uri, name)
+            version = _register_patiently(config, run_id, name, folder, dataset, best=trial_of is None)
         finished = Finished(dataset, folder, run_id, version)
         if keep is not None:
             keep(finished)
         tracker.close("FINISHED")
+        if isinstance(tracker, tracking.MLflowTracker) and tracker.waiting:
+            logger.warning("when the store is back, this sends them: %s", _by_hand(config, folder))
     except BaseException as error:
         tracker.close("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
@@ -121,7 +123,8 @@ def register_folder(uri: str, folder: Path) -> DatasetVersion:
     name = stated.dataset_name(facts["source"]["name"])
     flow = facts["flow"]["name"] if facts["flow"] else None
     for known in registry.list_datasets(uri):
-        if known.name == name and known.content_digest == facts["content_digest"]:
+        over = known.name == name and known.content_digest == facts["content_digest"] and not _spool(stated).exists()
+        if over and tracking.is_finished(uri, known.run_id):
             return known
     run_id, tracker = _open(stated, facts["source"]["name"], name, flow, None)
     version = _register(stated, run_id, name, folder, dataset)
@@ -156,25 +159,35 @@ def _open(
         git_revision=provenance.git_revision(),
         versions=provenance.versions(),
     )
-    waiting = config.output if "://" in config.storage else Path(config.storage)  # nothing is appended to an object
-    spool = waiting.absolute() / f"{local.run_name(config)}.spool.jsonl"
-    return run_id, tracking.MLflowTracker(config.tracking_uri, run_id, spool=spool)
+    return run_id, tracking.MLflowTracker(config.tracking_uri, run_id, spool=_spool(config))
+
+
+def _spool(config: RunConfig) -> Path:
+    folder = config.output if "://" in config.storage else Path(config.storage)  # nothing is appended to an object
+    return folder.absolute() / f"{local.run_name(config)}.spool.jsonl"
+
+
+def _by_hand(config: RunConfig, folder: Path) -> str:
+    return f"condense datasets register {folder} --tracking-uri {config.tracking_uri}"
 
 
 def _register_patiently(
-    config: RunConfig, run_id: str, name: str, folder: Path, dataset: CondensedDataset
+    config: RunConfig, run_id: str, name: str, folder: Path, dataset: CondensedDataset, *, best: bool
 ) -> DatasetVersion:
     """`_register`, again and again while the server is away, for as long as REGISTER_PATIENCE_S."""
     deadline, pause = time.monotonic() + REGISTER_PATIENCE_S, 1.0
     while True:
         try:
             with patience(retries=1, timeout_s=30):
-                return _register(config, run_id, name, folder, dataset)
+                version = _register(config, run_id, name, folder, dataset)
+                if best:
+                    registry.update_best(config.tracking_uri, name)
+                return version
         except TrackingError as error:
             if time.monotonic() + pause > deadline:
                 raise TrackingError(
-                    f"{error.problem}\n  the dataset is whole in {folder}, and not registered",
-                    f"when the store is back: condense datasets register {folder} --tracking-uri {config.tracking_uri}",
+                    f"{error.problem}\n  the dataset is whole in {folder}, and not yet registered",
+                    f"when the store is back: {_by_hand(config, folder)}",
                 ) from None
             logger.warning("not registered yet, next attempt in %.0f s: %s", pause, error.problem)
             time.sleep(pause)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +19,13 @@ class Spool:
     """A queue of JSON records. With a file, the file is the queue: what another process left there is read too.
 
     A record whose line a kill cut off is dropped: a resumed run repeats its step. The file goes away when empty.
+    One thread may add while another takes away; one process at a time.
     """
 
     def __init__(self, file: Path | None) -> None:
         self.file = file.absolute() if file is not None else None
         self._memory: list[Record] = []
+        self._lock = threading.RLock()
         self.read()
 
     def read(self) -> list[Record]:
@@ -31,34 +34,43 @@ class Spool:
         Raises:
             TrackingError: naming the line that is no JSON.
         """
-        if self.file is None:
-            return list(self._memory)
-        if not self.file.exists():
-            return []
-        text = self.file.read_text(encoding="utf-8", errors="replace")
-        *lines, cut_off = text.split("\n")
-        records: list[Record] = []
-        for row, line in enumerate(lines, start=1):
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                raise TrackingError(f"spool {self.file}, line {row} is not JSON", "repair or remove the file") from None
-        if cut_off:
-            self.keep_only(records)
-        return records
+        with self._lock:
+            if self.file is None:
+                return list(self._memory)
+            if not self.file.exists():
+                return []
+            text = self.file.read_text(encoding="utf-8", errors="replace")
+            *lines, cut_off = text.split("\n")
+            records: list[Record] = []
+            for row, line in enumerate(lines, start=1):
+                try:
+                    records.append(json.loads(line))
+                except ValueError:
+                    raise TrackingError(
+                        f"spool {self.file}, line {row} is not JSON", "repair or remove the file"
+                    ) from None
+            if cut_off:
+                self._keep_only(records)
+            return records
 
     def append(self, record: Record) -> None:
         """Adds one record at the end."""
         if self.file is None:
-            self._memory.append(record)
+            with self._lock:
+                self._memory.append(record)
             return
-        with self._writing(self.file):
+        with self._lock, self._writing(self.file):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record) + "\n")
 
-    def keep_only(self, records: list[Record]) -> None:
-        """Replaces what waits."""
+    def drop(self, count: int) -> None:
+        """Takes the first records away."""
+        if count:
+            with self._lock:
+                self._keep_only(self.read()[count:])
+
+    def _keep_only(self, records: list[Record]) -> None:
         if self.file is None:
             self._memory = list(records)
             return
@@ -86,7 +98,7 @@ class Spool:
         return {"file": self.file, "waiting": self.read()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.file, self._memory = state["file"], state["waiting"]
+        self.file, self._memory, self._lock = state["file"], state["waiting"], threading.RLock()
         if self.file is not None:
             # On another machine the file does not exist; the store leaves out what arrives from both.
             if self._memory and not self.file.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import socket
 import subprocess
@@ -16,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster.pictures import image_steps
 from cluster.registry import download, register, show
 from cluster.store import connect
-from cluster.tracking import MLflowTracker, check_tracking, image_steps
+from cluster.tracking import MLflowTracker, check_tracking
 from cluster.ui import serve
 from condense.errors import TrackingError
 from tests.cluster.test_tracking import history, new_run
@@ -140,7 +142,7 @@ def test_an_outage_loses_nothing_and_repeats_nothing(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     run_id = new_run(tracking_uri)
-    tracker = MLflowTracker(line.url, run_id, tmp_path / "spool.jsonl", interval_s=0)
+    tracker = MLflowTracker(line.url, run_id, tmp_path / "spool.jsonl", interval_s=math.inf)
     states = ("whole", "cut", "deaf", "whole", "deaf", "cut", "whole")
     for step, state in enumerate(states):
         line.set(state)
