@@ -4,6 +4,10 @@
     python benchmarks/search.py read SEARCH_FOLDER...        of searches that `condense tune` has made: the share of the
                                                              wall-clock in which no trial computes, the front's
                                                              hypervolume, and what early stopping saves or would save
+    python benchmarks/search.py compare SEARCH.yaml FOLDER [key=value ...]
+                                                             the searches of three samplers and three seeds, with the
+                                                             same trials and settings, and the table of their fronts;
+                                                             those that are in FOLDER already are only read
 
 What early stopping would save is told from searches that ran with early_stopping: null, by playing their reports again
 in the order in which they came: exact where the sampler is `random`, whose suggestions no result changes.
@@ -25,16 +29,18 @@ from typing import Any
 
 from tuning.journal import CONFIG, EVENTS, Journal, Trial, apply_
 from tuning.score import Point, front, hypervolume
-from tuning.space import EarlyStopping, SearchConfig
+from tuning.space import Domain, EarlyStopping, SearchConfig, resolve_search
 from tuning.stopping import dominated_by
+from tuning.trial import CondenseTrial, Report
 
+SAMPLERS = ("tpe", "random", "grid")
+LEVELS = {"bits_weight": 4, "images.learning_rate": 2}  # of a grid, in place of a range
 RULES = [EarlyStopping(grace=grace, margin=margin) for grace in (0.25, 0.5) for margin in (0.0, 3.0, 5.0, 8.0)]
 
 
 def overhead(trials: int) -> None:
     """Prints the time between ends of trials that cost nothing, by quarter, and the driver's memory."""
     from tuning.search import run
-    from tuning.trial import Report
 
     def objective(number: int, values: dict[str, Any], report: Report) -> dict[str, Any]:
         time.sleep(0.001)
@@ -70,13 +76,89 @@ def overhead(trials: int) -> None:
         print(f"| to {at} | {statistics.median(part):.0f} | {statistics.mean(part):.0f} | {memory[at]:.0f} |")
 
 
-def read(folder: Path) -> None:
-    """Prints what a search's journal says."""
+class MeasuredTrial(CondenseTrial):
+    """A trial that also says what it cost. Computes in its own process (workers: 0)."""
+
+    def __call__(self, number: int, values: dict[str, Any], report: Report) -> dict[str, Any]:
+        """The trial's result with its CPU-seconds."""
+        before = time.process_time()
+        return {**super().__call__(number, values, report), "cpu_seconds": time.process_time() - before}
+
+
+def compare(config: Path, folder: Path, overrides: list[str], seeds: list[int]) -> None:
+    """Runs what is missing, one search after another, and prints the table.
+
+    A sampler sees the same space; the grid takes `LEVELS` values of every range, each in the middle of its share. The
+    hypervolume's reference is the worst accuracy and the most bits that any trial of all the searches ended with.
+    """
+    from tuning.search import run
+
+    ends: dict[str, list[Path]] = {sampler: [] for sampler in SAMPLERS}
+    for seed, sampler in itertools.product(seeds, SAMPLERS):
+        name = f"{sampler}-{seed}"
+        ends[sampler].append(folder / name)
+        places = [f"storage={folder}", f"base.output={folder}/sets", f"base.storage={folder}/runs"]
+        own = [f"name={name}", f"seed={seed}", f"base.seed={seed}"]
+        store = f"base.tracking_uri=sqlite:///{(folder / 'mlflow.db').absolute()}"
+        search = resolve_search(config, [*overrides, *places, *own, store])
+        space = gridded(search.space) if sampler == "grid" else search.space
+        search = search.model_copy(update={"space": space, "sampler": sampler})
+        if not (folder / name / "done").exists():
+            print(f"search {name}", flush=True)
+            measured = lambda run_id, own=search.folder: MeasuredTrial(run_id, own / "results")  # noqa: E731
+            run(search, resume=(folder / name / CONFIG).exists(), objective=measured)
+            (folder / name / "done").touch()
+    found = {sampler: [_trials(path)[1] for path in paths] for sampler, paths in ends.items()}
+    finished = {
+        sampler: [[trial for trial in trials.values() if trial.status == "finished"] for trials in searches]
+        for sampler, searches in found.items()
+    }
+    points = [trial.point for searches in finished.values() for trials in searches for trial in trials]
+    worst = Point(min(point.accuracy for point in points), max(point.bits for point in points))
+    print(f"reference: {worst.accuracy:.1f} %, {worst.bits / 1000:.1f} kilobits")
+    print("| sampler | hypervolume, % of the box | by seed | trials finished, stopped | front | CPU-s |")
+    print("|---|---|---|---|---|---|")
+    for sampler, searches in finished.items():
+        box = (100 - worst.accuracy) * worst.bits / 100
+        volumes = [hypervolume([trial.point for trial in trials], worst) / box for trials in searches]
+        fronts = [len(front([trial.point for trial in trials])) for trials in searches]
+        stopped = [sum(t.status == "stopped" for t in trials.values()) for trials in found[sampler]]
+        cpu = [sum(trial.result["cpu_seconds"] for trial in trials) for trials in searches]
+        counts = ", ".join(f"{len(trials)}+{less}" for trials, less in zip(searches, stopped, strict=True))
+        print(
+            f"| {sampler} | {statistics.mean(volumes):.1f} ± {statistics.stdev(volumes):.1f} "
+            f"| {', '.join(f'{volume:.1f}' for volume in volumes)} | {counts} | {', '.join(map(str, fronts))} "
+            f"| {', '.join(f'{seconds:.0f}' for seconds in cpu)} |"
+        )
+
+
+def gridded(space: dict[str, Domain]) -> dict[str, Domain]:
+    """The space with values in place of ranges."""
+    found = {}
+    for key, domain in space.items():
+        if domain.choice is None:
+            count, (low, high) = LEVELS[key], domain.bounds
+            shares = [(index + 0.5) / count for index in range(count)]
+            log = domain.log_uniform is not None
+            values = [low * (high / low) ** share if log else low + (high - low) * share for share in shares]
+            domain = Domain(choice=tuple(values))
+        found[key] = domain
+    return found
+
+
+def _trials(folder: Path) -> tuple[list[dict[str, Any]], dict[int, Trial]]:
+    """The events of a search's journal, and the trials that they make."""
     events = [json.loads(line) for line in (folder / EVENTS).read_text().splitlines()]
-    config = json.loads((folder / CONFIG).read_text())
     trials: dict[int, Trial] = {}
     for event in events:
         apply_(trials, event)
+    return events, trials
+
+
+def read(folder: Path) -> None:
+    """Prints what a search's journal says."""
+    events, trials = _trials(folder)
+    config = json.loads((folder / CONFIG).read_text())
     finished = [trial for trial in trials.values() if trial.status == "finished"]
     members = [finished[index] for index in front([trial.point for trial in finished])]
     reference = Point(0.0, max(trial.point.bits for trial in finished))
@@ -144,9 +226,16 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("overhead").add_argument("--trials", type=int, default=200)
     commands.add_parser("read").add_argument("folders", type=Path, nargs="+")
+    compared = commands.add_parser("compare")
+    compared.add_argument("config", type=Path)
+    compared.add_argument("folder", type=Path)
+    compared.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    compared.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     if arguments.command == "overhead":
         overhead(arguments.trials)
+    elif arguments.command == "compare":
+        compare(arguments.config, arguments.folder.absolute(), arguments.overrides, arguments.seeds)
     else:
         for folder in arguments.folders:
             read(folder)

@@ -39,6 +39,7 @@ from condense.sources import (
     check_class_sizes,
     open_source,
 )
+from condense.start import starting_images
 from condense.surroundings import Progress, Surroundings, local_device
 from condense.synthetic import initial_set
 from condense.tracking import image_grid
@@ -63,6 +64,7 @@ def open_checked(config: RunConfig) -> tuple[DataSource, str | None]:
     check_matching(config.objective, config.matching)
     check_factor(config.images.factor, source.shape)
     check_class_sizes(source.class_counts, config.images_per_class, source.class_names)
+    starting_images(config, source)
     build_network(config.network, source.shape, len(source.class_names))
     if config.flow != "auto":
         flow = open_flow(config, config.flow)
@@ -102,7 +104,9 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
     if density is not None and (config.bits_weight > 0 or config.bits_target is not None):
         penalty = at_precision(density, config.bits_precision, device)
 
-    synthetic = initial_set(config.images, real, classes, config.images_per_class, seed=config.seed)
+    start = starting_images(config, source)
+    start = None if start is None else start[classes.start : classes.stop]
+    synthetic = initial_set(config.images, real, classes, config.images_per_class, seed=config.seed, start=start)
     engine = Engine(
         matching=config.matching,
         images=config.images,
@@ -152,6 +156,7 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
             "per_set": None if bits is None else float(bits.sum()),
             "png_bytes": int(png_bytes.sum()),
             "weight": engine.bits_weight,
+            "attempts": None if run.target is None else run.target.tried,
         },
         "seconds": time.perf_counter() - started,
         "seconds_by_part": dict(engine.stopwatch.seconds),

@@ -24,6 +24,7 @@ PLACES = (
     "tracking_uri",
     "storage",
     "workers",
+    "max_workers",
     "cpus_per_worker",
     "gpus_per_worker",
     "max_failures",
@@ -54,6 +55,7 @@ class RunConfig(Settings):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     workers: int | Literal["auto"] = "auto"  # Ray Train workers; 0 is this process; "auto" one a GPU or two cores
+    max_workers: int | None = Field(None, ge=1)  # grow from `workers` to this many as a cluster's nodes come, and back
     cpus_per_worker: int | None = Field(None, ge=1)
     gpus_per_worker: float | None = Field(None, ge=0)
     max_failures: int = Field(3, ge=0)  # worker failures that a run survives
@@ -83,7 +85,9 @@ class RunConfig(Settings):
         return value
 
     @model_validator(mode="after")
-    def _finite(self) -> RunConfig:
+    def _fits_together(self) -> RunConfig:
+        if self.max_workers is not None and (self.workers in ("auto", 0) or self.max_workers < int(self.workers)):
+            raise ValueError("max_workers is at least workers, which is then a number from 1")
         if self.bits_weight == float("inf") or self.bits_weight != self.bits_weight:
             raise ValueError("bits_weight must be finite")
         if self.bits_target is not None and self.bits_weight > 0:
@@ -94,6 +98,7 @@ class RunConfig(Settings):
         """What makes two runs the same: 16 hexadecimal digits of everything that decides the result."""
         values = {key: value for key, value in self.as_dict().items() if key not in PLACES}
         values["flow"] = values.pop("flow_digest") or self.flow
+        values["images"]["init"] = values["images"].pop("init_digest") or self.images.init
         return settings.digest(values)[:16]
 
     def as_dict(self) -> dict[str, Any]:

@@ -34,6 +34,9 @@ COARSEST = 2  # side of the pyramid's last level
 # Real images start at most this close to black and white: sigmoid has no gradient at its ends.
 CLAMP = 0.02
 
+INITS = ("noise", "real", "kmeans", "tiles")
+FROM_SET = "set:"  # before the Parquet file of an earlier run, whose images a set starts from
+
 RECIPES: dict[str, dict[str, object]] = {
     # Schirrmeister et al. 2022: a constant Adam rate, which keeps the bits high.
     "simplebits": {"bound": "sigmoid", "parameterisation": "pixels", "init": "noise", "schedule": "constant"},
@@ -50,8 +53,10 @@ class ImagesConfig(Settings):
     recipe: Literal["default", "simplebits", "dc"] = "default"
     bound: Literal["sigmoid", "clamp"] = "clamp"
     parameterisation: Literal["pixels", "pyramid"] = "pixels"
-    # real: random images; kmeans: those nearest to k-means centres; tiles: canvases of factor^2 random images each
-    init: Literal["noise", "real", "kmeans", "tiles"] = "noise"
+    # real: random images; kmeans: those nearest to k-means centres; tiles: canvases of factor^2 random images each;
+    # set:PATH: the images that an earlier run wrote
+    init: str = "noise"
+    init_digest: str | None = None  # content of that set, whatever its path; a run fills it in as it starts
     factor: int = Field(1, ge=1, le=4)  # a stored canvas is decoded to factor^2 training images
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: float = Field(0.1, gt=0)
@@ -66,6 +71,14 @@ class ImagesConfig(Settings):
             return values
         recipe = values.get("recipe", "default")
         return {**RECIPES.get(str(recipe), {}), **values}
+
+    @model_validator(mode="after")
+    def _init_known(self) -> ImagesConfig:
+        if self.init not in INITS and not self.init.startswith(FROM_SET):
+            raise ValueError(f"unknown init {self.init!r}; one of: {', '.join(INITS)}, {FROM_SET}PATH")
+        if self.init_digest is not None and self.init in INITS:
+            raise ValueError(f"init_digest is of the set in init={FROM_SET}PATH, init is {self.init}")
+        return self
 
 
 class SyntheticSet:
@@ -147,23 +160,25 @@ def initial_set(
     ipc: int,
     *,
     seed: int,
+    start: Tensor | None = None,
 ) -> SyntheticSet:
     """A new synthetic set for `classes`; each class has its own draws, whoever owns it.
 
     Args:
-        config: the initialisation: "noise" is alpha ~ 0.2 N(0, 1), the others are of real images.
+        config: the initialisation: "noise" is alpha ~ 0.2 N(0, 1), the others are of images.
         real: the classes' real images, uint8 (n_c, channels, H, W) each.
         classes: the labels of the classes in `real`.
         ipc: images per class.
         seed: the run's seed.
+        start: the images of a set to start from, uint8 (len(classes), ipc, channels, H, W).
     """
     rows = []
-    for label, images in zip(classes, real, strict=True):
+    for index, (label, images) in enumerate(zip(classes, real, strict=True)):
         draws = seeding.generator(seed, "initial-images", index=label)
         if config.init == "noise":
             rows.append(0.2 * torch.randn((ipc, *images.shape[1:]), generator=draws))
         else:
-            chosen = _start(config, images, label, ipc, seed, draws)
+            chosen = to_float(start[index]) if start is not None else _start(config, images, label, ipc, seed, draws)
             rows.append((torch.logit(chosen, eps=CLAMP) if config.bound == "sigmoid" else 4 * (chosen - 0.5)).cpu())
     device = real[0].device
     parameters = [torch.stack(rows).to(device)]

@@ -15,18 +15,21 @@ from condense.config import RunConfig
 from condense.errors import FlowError
 from condense.flow.architecture import Flow
 from condense.flow.store import REGISTERED, load_card, load_flow, read_flow
+from condense.start import with_digest
 from condense.storage import Storage, below
 
 
 def pinned(config: RunConfig, flow: str | None) -> RunConfig:
-    """The config with the digest of its flow; a run starts from this.
+    """The config with the digests of its flow and of the set that it starts from; a run starts from this.
 
     Args:
         flow: as `open_checked` named it; None where no bits are asked for.
 
     Raises:
         FlowError: it is not the one of `flow_digest`.
+        CondenseError: the set is not there, or not the one of `images.init_digest`.
     """
+    config = with_digest(config)
     if flow is None or flow.startswith(REGISTERED):
         return config
     digest = load_card(flow)["digest"]

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,16 @@ Status = Literal["running", "finished", "stopped", "failed"]
 OVER: tuple[Status, ...] = ("finished", "stopped", "failed")
 
 
+@dataclass(frozen=True)
+class Start:
+    """The finished trial that another starts from, the file and content of its set, the outer steps this replaces."""
+
+    trial: int
+    file: str
+    digest: str
+    ahead: int
+
+
 @dataclass
 class Trial:
     """One trial: what was chosen, its sets along the way by outer step, and how it ended."""
@@ -37,6 +47,7 @@ class Trial:
     number: int
     params: dict[str, Any]
     identity: str
+    start: Start | None = None  # None is a cold one
     status: Status = "running"
     points: dict[int, Point] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)  # of a finished trial: accuracy, bits, version, folder ...
@@ -73,10 +84,11 @@ class Journal:
         """The trials that stand so, by number."""
         return [trial for trial in self.trials.values() if trial.status == status]
 
-    def suggested(self, params: Mapping[str, Any], identity: str) -> Trial:
+    def suggested(self, params: Mapping[str, Any], identity: str, start: Start | None = None) -> Trial:
         """A new trial."""
         number = max(self.trials, default=-1) + 1
-        self._record("suggested", number, params=dict(params), identity=identity)
+        warm = {} if start is None else {"start": asdict(start)}
+        self._record("suggested", number, params=dict(params), identity=identity, **warm)
         return self.trials[number]
 
     def started(self, number: int) -> None:
@@ -149,7 +161,8 @@ def apply_(trials: dict[int, Trial], event: Mapping[str, Any]) -> None:
     if number is None:
         return
     if kind == "suggested":
-        trials[number] = Trial(number, event["params"], event["identity"])
+        start = Start(**event["start"]) if "start" in event else None
+        trials[number] = Trial(number, event["params"], event["identity"], start)
     trial = trials[number]
     if kind == "started":
         trial.started = event["time"]

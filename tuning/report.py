@@ -61,6 +61,7 @@ def trials_table(search: SearchConfig, trials: Sequence[Trial], members: Sequenc
                 "version": None if "version" not in trial.result else f"{search.name}/{trial.result['version']}",
                 "mlflow_run": trial.result.get("run_id"),
                 "seconds": trial.result.get("seconds"),
+                "started_from": None if trial.start is None else trial.start.trial,
                 "last_step": max(trial.points, default=None),
                 "last_accuracy": None if last is None else last.accuracy,
                 "last_bits": None if last is None else last.bits,
@@ -70,7 +71,7 @@ def trials_table(search: SearchConfig, trials: Sequence[Trial], members: Sequenc
         )
     floats = ("validation_accuracy", "bits", "bits_per_dim", "test_accuracy", "seconds", "last_accuracy", "last_bits")
     fixed = {**dict.fromkeys(floats, pa.float64()), "version": pa.string(), "mlflow_run": pa.string()}
-    fixed |= {"last_step": pa.int64(), "reason": pa.string()}
+    fixed |= {"started_from": pa.int64(), "last_step": pa.int64(), "reason": pa.string()}
     columns = {key: pa.array([row[key] for row in rows], fixed.get(key)) for key in rows[0]}
     return pa.table(columns)
 

@@ -76,6 +76,14 @@ class EarlyStopping(Settings):
     margin: float = Field(5.0, ge=0)  # points of validation accuracy, which is noisy; 3 lost one set in three searches
 
 
+class WarmStart(Settings):
+    """How a trial starts from the finished set of the same images per class whose bits_weight is nearest."""
+
+    steps: float = Field(0.5, gt=0, le=1)  # share of outer_steps that such a trial does
+    rate: float = Field(0.5, gt=0, le=1)  # share of images.learning_rate that it begins with
+    within: float = Field(4.0, gt=1)  # ratio of the two weights at most; a trial without such a neighbour starts cold
+
+
 class SearchConfig(Settings):
     """One search."""
 
@@ -88,8 +96,10 @@ class SearchConfig(Settings):
     mode: Mode = "front"
     kilobits: float | None = Field(None, gt=0)  # of mode best-under-budget: of the whole set
     accuracy: float | None = Field(None, gt=0, le=100)  # of mode target-accuracy: validation, percent
-    sampler: Literal["tpe", "nsga2", "random"] = "tpe"
+    # grid: every combination of the values in `choice`, in an order that the seed decides
+    sampler: Literal["tpe", "nsga2", "random", "grid"] = "tpe"
     early_stopping: EarlyStopping | None = EarlyStopping()  # null runs every trial to its end
+    warm_start: WarmStart | None = None  # null starts every trial from base's images.init
     seed: int = Field(0, ge=0)  # of the sampler; a run's own is base.seed
     storage: Path = Path("searches")  # a folder that all nodes share
 
@@ -167,6 +177,16 @@ def resolve_search(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
         raise ConfigError(
             f"{path}: a run with bits_target begins several times, so its sets along the way are not compared",
             "set early_stopping: null",
+        )
+    if search.warm_start is not None and ("bits_weight" not in search.space or "images.init" in search.space):
+        raise ConfigError(
+            f"{path}: key 'warm_start': trials start from the set whose bits_weight is nearest, not from images.init",
+            "search bits_weight and not images.init, or leave warm_start out",
+        )
+    ranges = [key for key, domain in search.space.items() if domain.choice is None]
+    if search.sampler == "grid" and ranges:
+        raise ConfigError(
+            f"{path}: key 'space.{ranges[0]}': a grid has no ranges", "list its values: choice: [value, ...]"
         )
     return search
 

@@ -6,12 +6,14 @@ be a second truth, and Ray's bridge to Optuna tells a trial that was stopped ear
 
 from __future__ import annotations
 
+import itertools
+import random
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from condense.config import RunConfig
@@ -19,6 +21,7 @@ from condense.errors import ConfigError
 from tuning.journal import Journal, Trial
 from tuning.score import Point
 from tuning.space import SearchConfig
+from tuning.warm import start_of, warmed
 
 STATES = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -41,6 +44,32 @@ def distributions(search: SearchConfig) -> dict[str, BaseDistribution]:
     return found
 
 
+class Grid(optuna.samplers.BaseSampler):
+    """Every combination once, in a shuffled order: the trial of number n gets the n-th, also when a search goes on."""
+
+    def __init__(self, search: SearchConfig) -> None:
+        values = [search.space[key].choice or () for key in search.space]
+        rows = list(itertools.product(*values))
+        random.Random(search.seed).shuffle(rows)  # noqa: S311
+        self.rows = [dict(zip(search.space, row, strict=True)) for row in rows]
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Nothing: each field is looked up."""
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """The field's value in the trial's combination."""
+        return self.rows[trial.number % len(self.rows)][param_name]
+
+
 def study_of(search: SearchConfig, journal: Journal) -> optuna.Study:
     """The Optuna study of all trials that are over."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -50,6 +79,8 @@ def study_of(search: SearchConfig, journal: Journal) -> optuna.Study:
         sampler = optuna.samplers.NSGAIISampler(seed=seed)
     elif search.sampler == "random":
         sampler = optuna.samplers.RandomSampler(seed=seed)
+    elif search.sampler == "grid":
+        sampler = Grid(search)
     else:
         # Trials run side by side: those at work count as bad ones, so that the next is not drawn beside them.
         sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True, n_startup_trials=max(5, search.trials // 5))
@@ -82,7 +113,10 @@ class Suggestions(Searcher):  # type: ignore[misc]
         self.space = distributions(search)
         self.interrupted = journal.by_status("running")
         self.at_work: dict[str, tuple[optuna.Trial, Trial]] = {}  # by Ray's id
-        self.known = {trial.identity: trial for trial in journal.trials.values()}
+        # By what was chosen, whatever each started from.
+        self.known = {
+            self._chosen(trial.params).identity(): trial for trial in journal.trials.values() if trial.identity
+        }
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """What Ray is to run next: the number of a trial and its resolved run config."""
@@ -90,7 +124,7 @@ class Suggestions(Searcher):  # type: ignore[misc]
             trial = self.interrupted.pop(0)
             self.study.enqueue_trial(trial.params)
             asked = self.study.ask(self.space)
-            config = self._config(trial.params)
+            config = warmed(self.search, self._chosen(trial.params), trial.start)
         else:
             fresh = self._fresh()
             if fresh is None:
@@ -122,7 +156,7 @@ class Suggestions(Searcher):  # type: ignore[misc]
     def restore(self, checkpoint_path: str) -> None:
         """Nothing."""
 
-    def _config(self, params: dict[str, Any]) -> RunConfig:
+    def _chosen(self, params: dict[str, Any]) -> RunConfig:
         return self.search.run_config(params, **self.places)
 
     def _fresh(self) -> tuple[optuna.Trial, Trial, RunConfig] | None:
@@ -131,7 +165,7 @@ class Suggestions(Searcher):  # type: ignore[misc]
             asked = self.study.ask(self.space)
             params = dict(asked.params)
             try:
-                config = self._config(params)
+                config = self._chosen(params)
             except ConfigError as error:  # values that each fit, but not together
                 trial = self.journal.suggested(params, "")
                 self.journal.failed(trial.number, error.problem)
@@ -139,8 +173,10 @@ class Suggestions(Searcher):  # type: ignore[misc]
                 continue
             same = self.known.get(config.identity())
             if same is None:
-                trial = self.known[config.identity()] = self.journal.suggested(params, config.identity())
-                return asked, trial, config
+                start = start_of(self.search, config, self.journal.by_status("finished"))
+                run = warmed(self.search, config, start)
+                trial = self.known[config.identity()] = self.journal.suggested(params, run.identity(), start)
+                return asked, trial, run
             point: Point | None = same.point if same.status == "finished" else None
             values = None if point is None else self.search.aim.values(point)
             self.study.tell(asked, values, state=TrialState.COMPLETE if values else TrialState.FAIL)

@@ -80,6 +80,7 @@ def _described(finished: Finished) -> dict[str, Any]:
         "bits": max(FEWEST_BITS, facts["bits"]["per_set"]),
         "bits_per_dim": facts["bits"]["per_dim_after"],
         "images": len(finished.dataset.labels),
+        "content_digest": facts["content_digest"],
         "version": version.version,
         "run_id": finished.run_id,
         "files_run_id": version.run_id,  # another's, where it had made the same images before

@@ -50,9 +50,10 @@ class Stopping(FIFOScheduler):  # type: ignore[misc]
         elif "failed" in result:
             self.journal.failed(number, result["failed"])
         elif "step" in result:
-            step = int(result["step"])
+            trial = self.journal.trials[number]
+            ahead = 0 if trial.start is None else trial.start.ahead  # outer steps that its start has behind it
+            step, total = int(result["step"]) + ahead, config["outer_steps"] + ahead
             self.journal.point(number, step, Point(result["accuracy"], result["bits"]))
-            trial, total = self.journal.trials[number], config["outer_steps"]
             better = dominated_by(trial, step, total, self.journal.trials.values(), self.search.early_stopping)
             if better is not None:
                 self.journal.stopped(number, f"dominated by trial {better.number} at outer step {step} of {total}")

@@ -12,7 +12,7 @@ from PIL import Image
 from condense.errors import ConfigError
 from tuning import report
 from tuning.importance import importance
-from tuning.journal import EVENTS, Journal, Trial, opened
+from tuning.journal import EVENTS, Journal, Start, Trial, opened
 from tuning.score import Point
 from tuning.space import EarlyStopping, SearchConfig
 from tuning.stopping import dominated_by
@@ -120,6 +120,95 @@ def test_suggestions_begin_with_what_was_interrupted_repeat_nothing_and_end_with
         assert again.suggest("e") == "FINISHED"
         states = [each.state.name for each in again.study.trials if each.state.name != "FAIL"]
         assert states.count("PRUNED") == 1
+
+
+def test_a_grid_gives_every_combination_once_also_when_it_goes_on(tmp_path: Path) -> None:
+    from tuning.suggestions import Suggestions
+
+    space = {"bits_weight": {"choice": [1.0, 10.0, 100.0]}, "images_per_class": {"choice": [1, 2]}}
+    wanted = {(weight, ipc) for weight in (1.0, 10.0, 100.0) for ipc in (1, 2)}
+    named = search(tmp_path, space=space, sampler="grid", trials=9)
+    for resume in (False, True):
+        with opened(named, resume=resume) as journal:
+            suggestions = Suggestions(named, journal, {"workers": 0})
+            for count in range(3 if not resume else 9):
+                task = suggestions.suggest(str(count))
+                if task == "FINISHED":
+                    break
+                assert isinstance(task, dict)
+                if resume or count < 2:  # the third of the first sitting is interrupted
+                    journal.finished(task["number"], {"accuracy": 50.0, "bits": 1e4})
+                    suggestions.on_trial_complete(str(count), {})
+            trials = list(journal.trials.values())
+    assert len(trials) == 6
+    assert {(trial.params["bits_weight"], trial.params["images_per_class"]) for trial in trials} == wanted
+
+
+def test_a_warm_trial_starts_from_the_nearest_set_of_its_kind_does_fewer_steps_and_stays_so(tmp_path: Path) -> None:
+    from tuning.suggestions import Suggestions
+
+    space = {"bits_weight": {"choice": [1.0, 10.0, 25.0, 400.0]}, "images_per_class": {"choice": [1, 2]}}
+    base = {"source": "digits", "outer_steps": 30, "images": {"learning_rate": 0.2}}
+    rule = {"steps": 0.4, "rate": 0.25}
+    warm = search(tmp_path, space=space, base=base, sampler="grid", trials=8, warm_start=rule)
+    tasks = {}
+    with opened(warm, resume=False) as journal:
+        suggestions = Suggestions(warm, journal, {"workers": 0})
+        for count in range(8):
+            task = suggestions.suggest(str(count))
+            assert isinstance(task, dict)
+            number = task["number"]
+            tasks[number] = task
+            if count < 7:
+                found = {
+                    "accuracy": 50.0,
+                    "bits": 1e4,
+                    "folder": f"/sets/{number}",
+                    "content_digest": f"digest{number}",
+                }
+                journal.finished(number, found)
+                suggestions.on_trial_complete(str(count), {})
+        trials = dict(journal.trials)
+    starts = 0
+    for number, trial in trials.items():
+        weight, ipc = trial.params["bits_weight"], trial.params["images_per_class"]
+        before = [
+            other for other in trials.values() if other.number < number and other.params["images_per_class"] == ipc
+        ]
+        distances = {other.number: abs(math.log(other.params["bits_weight"] / weight)) for other in before}
+        nearest = min(distances, key=lambda key: distances[key], default=None)
+        run = tasks[number]["config"]
+        if nearest is None or distances[nearest] > math.log(4):
+            assert trial.start is None
+            assert (run["outer_steps"], run["images"]["init"]) == (30, "noise")
+            continue
+        starts += 1
+        assert trial.start is not None
+        assert (trial.start.trial, trial.start.digest, trial.start.ahead) == (nearest, f"digest{nearest}", 18)
+        assert (run["outer_steps"], run["images"]["learning_rate"]) == (12, 0.05)
+        assert run["images"]["init"] == f"set:/sets/{nearest}/data.parquet"
+        assert run["images"]["init_digest"] == f"digest{nearest}"
+    assert starts == 2  # weights 10 and 25 of each number of images
+    with opened(warm, resume=True) as journal:
+        assert journal.trials == trials
+        again = Suggestions(warm, journal, {"workers": 0})
+        assert again.suggest("again") == tasks[7]
+        assert again.suggest("more") == "FINISHED"
+
+
+def test_steps_of_a_warm_trial_count_from_where_its_start_had_come(tmp_path: Path) -> None:
+    from tuning.watching import Stopping
+
+    warm = search(tmp_path, warm_start={}, early_stopping={"grace": 0.5, "margin": 3})
+    with opened(warm, resume=False) as journal:
+        finish(journal, 5.0, 1, 70.0, 1e4)
+        journal.point(0, 8, Point(69.0, 2e4))
+        trial = journal.suggested({"bits_weight": 6.0, "images_per_class": 1}, "b", Start(0, "file", "digest", 5))
+        stopping = Stopping(warm, journal, lambda: None)
+        decided = stopping._decide(trial.number, {"outer_steps": 5}, {"step": 3, "accuracy": 60.0, "bits": 3e4})
+        assert decided == "STOP"
+        assert set(trial.points) == {8}
+        assert trial.reason == "dominated by trial 0 at outer step 8 of 10"
 
 
 @pytest.mark.parametrize("count", [6, 20])

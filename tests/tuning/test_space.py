@@ -73,6 +73,9 @@ WRONG = {
     "base: unknown key 'outer_step'": {"base": {**BASE, "outer_step": 3}},
     "there.yaml does not exist": {"base": "there.yaml"},
     "a search's name": {"name": "a/b"},
+    "'space.bits_weight': a grid has no ranges": {"sampler": "grid"},
+    "'warm_start'": {"warm_start": {}, "space": {"images_per_class": {"choice": [1, 2]}}},
+    "warm_start.steps": {"warm_start": {"steps": 0}},
     "base.tracking_uri is none": {},
 }
 

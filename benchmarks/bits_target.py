@@ -1,0 +1,166 @@
+"""Whether `bits_target` ends at its target, and what it loses against a fixed weight that ends at the same bits.
+
+    python -m benchmarks.bits_target RESULTS.jsonl --target 2.6 --seeds 0 1 2 --set source=parquet:FILE key=value ...
+    python -m benchmarks.bits_target RESULTS.jsonl
+
+For each seed: one run with the target, then runs with fixed weights a little below and above the one that it ended
+with. The accuracy of a fixed weight at the very same bits is read on the line between these two, over the logarithm of
+bits. Every finished run is a line of RESULTS.jsonl, and runs that are there already are not repeated. The second form
+prints the table of what is there.
+
+What real images ask of a network does not depend on the weight where the network is not trained on the synthetic set
+(one match step, or matching.learner_training other than synthetic): all runs of a seed share it then, as in curve.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import math
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.curve import SharedTargets, finished
+from condense import condensation
+from condense.allocator import keep_memory
+from condense.checkpoints import NoCheckpoints
+from condense.collective import Alone
+from condense.condensation import condense
+from condense.config import RunConfig
+from condense.settings import resolve
+from condense.surroundings import Progress, Surroundings
+from condense.tracking import NullTracker
+
+EXAMPLE = Path("examples/fashion-mnist.yaml")
+BESIDE = 1.25  # a fixed weight beside another: some 5 % of the bits away
+MARGIN = 0.5  # points that may be lost
+
+
+class AttemptTargets(SharedTargets):
+    """As SharedTargets, for a run of several attempts: every attempt makes the same calls."""
+
+    def __init__(self, kept: dict[int, Any], calls: int, name: str, **options: Any) -> None:
+        super().__init__(kept, name, **options)
+        self.calls_of_attempt = calls
+
+    def target(self, network: nn.Module, real: Tensor, classes: Tensor) -> Any:
+        """The kept target of this call, or a new one."""
+        self.calls %= self.calls_of_attempt
+        return super().target(network, real, classes)
+
+
+def one_run(config: RunConfig) -> dict[str, Any]:
+    """Condenses once; the row of its result."""
+
+    def progress(at: Progress) -> None:
+        if at.done == at.total:
+            print(f"  {at.stage} {at.done}/{at.total} {at.values}", file=sys.stderr, flush=True)
+
+    started = time.process_time()
+    facts = condense(
+        config, Surroundings(Alone(), NullTracker(), NoCheckpoints(), progress, torch.device("cpu"))
+    ).provenance
+    return {
+        "images_per_class": config.images_per_class,
+        "seed": config.seed,
+        "bits_target": config.bits_target,
+        "bits_weight": facts["bits"]["weight"],
+        "attempts": facts["bits"]["attempts"],
+        "bits_per_dim": facts["bits"]["per_dim_after"],
+        "accuracies": facts["evaluation"]["accuracies"],
+        "accuracy": facts["evaluation"]["accuracy_mean"],
+        "content_digest": facts["content_digest"],
+        "cpu_seconds": time.process_time() - started,
+        "config": facts["config"],
+        "flow": facts["flow"]["digest"][:12],
+        "git_revision": facts["git_revision"],
+    }
+
+
+def runs_of_seed(target: float, seed: int, overrides: list[str], results: Path) -> None:
+    """Runs what is missing of one seed."""
+    kept: dict[int, Any] = {}
+
+    def row(*own: str) -> dict[str, Any]:
+        config = resolve(RunConfig, EXAMPLE, ["bits_weight=0", *overrides, f"seed={seed}", *own])
+        values = config.as_dict()
+        known = [each for each in finished(results) if each["config"] == values]  # type: ignore[comparison-overlap]
+        if known:
+            return known[0]
+        print(f"seed {seed} {own}", file=sys.stderr, flush=True)
+        steps, _ = config.matching.schedule(config.images_per_class)
+        if steps == 1 or config.matching.learner_training != "synthetic":
+            shared = functools.partial(AttemptTargets, kept, config.outer_steps * steps)
+            condensation.build_objective = shared  # type: ignore[assignment]
+        made = one_run(config)
+        results.parent.mkdir(parents=True, exist_ok=True)
+        with results.open("a") as file:
+            file.write(json.dumps(made) + "\n")
+        return made
+
+    weight = row(f"bits_target={target}")["bits_weight"]
+    for factor in (1 / BESIDE, BESIDE):
+        row(f"bits_weight={weight * factor!r}")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: each run with a target beside the fixed weights around it, and the mean loss by images per class."""
+    lines = [
+        "| ipc | seed | target | ended at | attempts | accuracy % | fixed: bits, % | same bits % | lost |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lost: dict[tuple[int, float], list[float]] = {}
+    fixed = [row for row in rows if row["bits_target"] is None]
+    for row in sorted((r for r in rows if r["bits_target"]), key=lambda r: (r["images_per_class"], r["bits_target"])):
+        ipc, seed, target, bits = (row[key] for key in ("images_per_class", "seed", "bits_target", "bits_per_dim"))
+        around = [
+            other
+            for other in fixed
+            if (other["images_per_class"], other["seed"]) == (ipc, seed)
+            and abs(abs(math.log(other["bits_weight"] / row["bits_weight"])) - math.log(BESIDE)) < 1e-6
+        ]
+        if len(around) < 2:
+            continue
+        low, high = sorted(around, key=lambda other: other["bits_per_dim"])
+        span = math.log(high["bits_per_dim"] / low["bits_per_dim"])
+        part = math.log(bits / low["bits_per_dim"]) / span
+        same = low["accuracy"] + part * (high["accuracy"] - low["accuracy"])
+        lost.setdefault((ipc, target), []).append(same - row["accuracy"])
+        beside = "; ".join(f"{other['bits_per_dim']:.3f}, {other['accuracy']:.2f}" for other in (low, high))
+        lines.append(
+            f"| {ipc} | {seed} | {target:g} | {bits:.3f} ({100 * (bits / target - 1):+.1f} %) | {len(row['attempts'])} "
+            f"| {row['accuracy']:.2f} ± {statistics.pstdev(row['accuracies']):.2f} | {beside} | {same:.2f} "
+            f"| {same - row['accuracy']:+.2f} |"
+        )
+    for (ipc, target), values in lost.items():
+        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        mean = statistics.mean(values)
+        verdict = "within" if mean <= MARGIN else "beyond"
+        lines.append(f"\nipc {ipc} at {target:g}: {mean:+.2f} ± {error:.2f} points lost ({verdict} {MARGIN})")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Reads the arguments, runs what is missing, prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--target", type=float, nargs="*", default=[], help="bits per dim")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE")
+    arguments = parser.parse_args()
+    keep_memory()
+    for seed in arguments.seeds:
+        for target in arguments.target:
+            runs_of_seed(target, seed, arguments.overrides, arguments.results)
+    print(table(finished(arguments.results)))
+
+
+if __name__ == "__main__":
+    main()
