@@ -26,12 +26,12 @@ Bijection = Callable[[Tensor], tuple[Tensor, Tensor]]
 class FlowDescription(Settings):
     """Everything that rebuilds a flow's modules; the weights are beside it."""
 
-    architecture: Literal["glow"] = "glow"  # a name in registry.ARCHITECTURES
+    architecture: Literal["autoregressive", "glow"] = "glow"  # a name in registry.ARCHITECTURES
     channels: Literal[1, 3] = 3
     image_size: Literal[16, 32, 64, 128] = 32
-    levels: int = Field(default=3, ge=1, le=6)
-    steps: int = Field(default=8, ge=1, le=64)  # K, at each level
-    hidden: int = Field(default=64, ge=1, le=1024)  # width of the coupling networks
+    levels: int = Field(default=3, ge=1, le=6)  # of glow
+    steps: int = Field(default=8, ge=1, le=64)  # K at each level; residual blocks of an autoregressive flow
+    hidden: int = Field(default=64, ge=1, le=1024)  # width of the networks
     components: int = Field(default=3, ge=1, le=32)  # logistics in the base density
 
     @model_validator(mode="after")
@@ -48,8 +48,7 @@ class FlowDescription(Settings):
         Glow is not named: it was the only architecture when the first files were written, and a digest is an identity.
         """
         values = self.model_dump(mode="json")
-        if self.architecture == "glow":
-            del values["architecture"]
+        del values["architecture" if self.architecture == "glow" else "levels"]
         return values
 
 
@@ -76,6 +75,10 @@ class Flow(nn.Module, ABC):
     @abstractmethod
     def decode(self, latents: Sequence[Tensor]) -> Tensor:
         """The latents of each level back to x (N, C, H, W): the inverse of `encode`."""
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """x (N, C, H, W) through its latents and back: x itself, but for rounding, where the flow is exact."""
+        return self.decode(self.encode(x)[0])
 
     @abstractmethod
     def sample(self, count: int, generator: torch.Generator, temperature: float = 1.0) -> Tensor:

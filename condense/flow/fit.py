@@ -29,6 +29,7 @@ from condense.flow.bits import bits_per_dim, measure
 from condense.flow.caution import caution
 from condense.flow.fit_checkpoint import FitState, restore_, to_checkpoint
 from condense.flow.mixture import Mixture, random_batch
+from condense.flow.muon import Muon
 from condense.flow.recipe import PLACES, FlowFitConfig, learning_rate_at
 from condense.flow.registry import build
 from condense.flow.store import check_writable, load_card, load_flow, save_flow
@@ -205,11 +206,13 @@ def fresh_state(config: FlowFitConfig, images: Tensor, around: Surroundings) -> 
         for tensor in flow.state_dict().values():  # the first worker's: eigenvectors can differ between kinds of CPU
             around.collective.sum_(tensor if around.collective.rank == 0 else tensor.zero_())
     average = copy.deepcopy(flow).requires_grad_(False)
+    if config.optimiser == "muon":
+        return FitState(flow, average, Muon(flow.parameters(), lr=config.learning_rate))
     return FitState(flow, average, torch.optim.Adam(flow.parameters(), lr=config.learning_rate, betas=(0.9, 0.99)))
 
 
 def take_step_(state: FitState, config: FlowFitConfig, images: Tensor, around: Surroundings) -> float:
-    """One step of Adam on the mean bits per dimension of a batch, which it returns."""
+    """One step of the optimiser on the mean bits per dimension of a batch, which it returns."""
     rank, size, device = around.collective.rank, around.collective.size, around.device
     draws = generator(config.seed, "flow-batch", step=state.step)
     batch = random_batch(images, config.batch_size, config.augmentation, draws, blended=config.blended)

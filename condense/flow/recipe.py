@@ -46,6 +46,7 @@ class FlowFitConfig(Settings):
     steps: int = Field(4000, ge=1)
     batch_size: int = Field(32, ge=1)  # of all workers together
     learning_rate: float = Field(5e-3, gt=0)
+    optimiser: Literal["adam", "muon"] = "adam"
     schedule: Literal["cosine", "constant"] = "cosine"  # to zero at the last step
     warmup_steps: int = Field(50, ge=0)
     # Of the loss in bits per dimension; larger gradients are scaled down. Usual norms are near 15: this is for spikes,

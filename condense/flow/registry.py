@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from condense.flow.architecture import Flow, FlowDescription
+from condense.flow.autoregressive import Autoregressive
 from condense.flow.glow import Glow
 
-ARCHITECTURES: dict[str, type[Flow]] = {"glow": Glow}
+ARCHITECTURES: dict[str, type[Flow]] = {"autoregressive": Autoregressive, "glow": Glow}
 
 
 def build(description: FlowDescription) -> Flow:

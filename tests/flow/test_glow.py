@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import pickle
 
 import pytest
@@ -18,13 +19,15 @@ DESCRIPTIONS = {
     "grey": FlowDescription(channels=1, image_size=16, levels=3, steps=2, hidden=4),
     "rgb": FlowDescription(channels=3, image_size=16, levels=2, steps=1, hidden=4, components=1),
     "one level": FlowDescription(channels=1, image_size=16, levels=1, steps=2, hidden=4),
+    "autoregressive grey": FlowDescription(architecture="autoregressive", channels=1, image_size=16, steps=2, hidden=8),
+    "autoregressive rgb": FlowDescription(architecture="autoregressive", channels=3, image_size=16, steps=1, hidden=8),
 }
 
 
 def tiny_flow(description: FlowDescription) -> Flow:
     """A flow in float64 whose every parameter has moved from its start."""
     draws = generator(0, "tiny-flow")
-    flow = Glow(description).double()
+    flow = build(description).double()
     flow.initialise_(torch.rand((16, *flow.shape), generator=draws, dtype=torch.float64) - 0.5, draws)
     with torch.no_grad():
         for parameter in flow.parameters():
@@ -38,9 +41,9 @@ def pictures(flow: Flow, count: int = 3) -> torch.Tensor:
 
 
 class TestFlowIsADensity(DensityContract):
-    @pytest.fixture(scope="class")
-    def density(self) -> Density:
-        return tiny_flow(DESCRIPTIONS["grey"]).float().freeze_()
+    @pytest.fixture(scope="class", params=["grey", "autoregressive rgb"])
+    def density(self, request: pytest.FixtureRequest) -> Density:
+        return tiny_flow(DESCRIPTIONS[request.param]).float().freeze_()
 
 
 @pytest.fixture(params=DESCRIPTIONS)
@@ -57,9 +60,38 @@ def test_log_determinant_is_that_of_the_jacobian(flow: Flow) -> None:
     torch.testing.assert_close(flow.encode(x)[1][0], expected)
 
 
-def test_decode_returns_what_was_encoded(flow: Flow) -> None:
+def test_images_come_back_from_their_latents(flow: Flow) -> None:
     x = pictures(flow)
+    torch.testing.assert_close(flow.reconstruct(x), x)
+
+
+@pytest.mark.parametrize("name", ["grey", "rgb", "one level", "autoregressive grey"])
+def test_decode_returns_what_was_encoded(name: str) -> None:
+    flow = tiny_flow(DESCRIPTIONS[name])
+    x = pictures(flow, 1)
     torch.testing.assert_close(flow.decode(flow.encode(x)[0]), x)
+
+
+@pytest.mark.parametrize("name", ["autoregressive grey", "autoregressive rgb"])
+def test_no_block_sees_a_later_one(name: str) -> None:
+    flow = tiny_flow(DESCRIPTIONS[name])
+    x = pictures(flow, 1)
+    changed = x.clone()
+    changed[:, :, 6:8, 8:10] += 0.1  # the block in row 3, column 4 of 8
+    (before,), (after,) = flow.terms(x), flow.terms(changed)
+    differs = (before != after).flatten()
+    assert not differs[: 3 * 8 + 4].any()
+    assert differs[3 * 8 + 4 : 3 * 8 + 6].all()
+    assert differs[4 * 8 + 3 : 4 * 8 + 6].all()
+
+
+def test_samples_of_an_autoregressive_flow_follow_its_density() -> None:
+    """Standardised by the flow itself, samples are standard logistic: variance pi^2 / 3."""
+    flow = tiny_flow(DESCRIPTIONS["autoregressive rgb"])
+    (z,), _ = flow.encode(flow.sample(64, generator(3, "sample")))
+    z = z.detach()
+    assert abs(float(z.mean())) < 0.05
+    assert abs(float(z.var()) - math.pi**2 / 3) < 0.15
 
 
 def test_freezing_changes_no_value_and_stops_training(flow: Flow) -> None:
