@@ -79,7 +79,8 @@ def run(
     source, flow = open_checked(config)
     config = pinned(config, flow)
     if isinstance(config.workers, int) and config.workers > 0:
-        class_slice(len(source.class_names), 0, config.workers)  # refused here, not after Ray has started
+        # Refused here, not after Ray has started.
+        class_slice(len(source.class_names), 0, config.max_workers or config.workers)
     name = config.dataset_name(source.name)
     run_id, tracker = _open(config, source.name, name, flow, trial_of) if tracked else (None, NullTracker())
     try:

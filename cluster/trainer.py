@@ -45,6 +45,10 @@ from condense.tracking import Tracker
 
 PROGRESS_EVERY_S = 0.5
 FOLLOWED = {"validation/accuracy", "held_out_bits_per_dim"}  # every one of these is told: a search decides by them
+RESIZE_S = 10.0  # between looks for machines that have joined; growing costs a restart from the last checkpoint
+# Ray looks every 20 s at what an elastic group can count on. A group that is started before it has seen that a machine
+# was lost waits this long for it in vain.
+ELASTIC_START_S = "20"
 START_ATTEMPTS = 30  # of a minute each: how long a run waits for machines that a cluster lacks or has lost
 
 
@@ -79,7 +83,7 @@ def train(
         CondenseError: what the workers raised.
     """
     job = partial(_condense, config.as_dict())
-    made = on_workers(job, run_name(config), config, class_count, tracker, progress)
+    made = on_workers(job, run_name(config), config, class_count, tracker, progress, most=config.max_workers)
     assert isinstance(made, CondensedDataset)
     return made
 
@@ -91,6 +95,8 @@ def on_workers(
     shares: int,
     tracker: Tracker,
     progress: Callable[[Progress], None],
+    *,
+    most: int | None = None,
 ) -> Any:
     """What `job` returns on worker 0 of a group; an interrupted run of the same name goes on from its checkpoint.
 
@@ -101,6 +107,8 @@ def on_workers(
         shares: into how many parts the work can be divided.
         tracker: carried to worker 0.
         progress: called here, in the driver.
+        most: workers to grow to while the cluster has room, from `workers`, and to shrink from when it loses some;
+            each change goes on from the last checkpoint. None keeps their number.
 
     Raises:
         ConfigError: more workers than shares or than the cluster can hold.
@@ -108,6 +116,9 @@ def on_workers(
     """
     with connected(), tempfile.TemporaryDirectory() as scratch:  # Ray's own notes, of no use to a later run
         workers, cpus, gpus = layout(config, shares)
+        if most is not None:
+            class_slice(shares, 0, most)
+            os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", ELASTIC_START_S)
         storage = absolute(config.storage)
         started = uuid.uuid4().hex
         StoredCheckpoints(storage, run).mark(started)
@@ -127,7 +138,10 @@ def on_workers(
             _worker,
             train_loop_config=loop_config,
             scaling_config=ray.train.ScalingConfig(
-                num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources
+                num_workers=workers if most is None else (workers, most),
+                elastic_resize_monitor_interval_s=RESIZE_S,
+                use_gpu=gpus > 0,
+                resources_per_worker=resources,
             ),
             run_config=ray.train.RunConfig(
                 name=started,

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ class RayCluster:
     """A head without CPUs, whose address and token nobody else has, and nodes that come and go."""
 
     folder: Path
+    host: str = "127.0.0.1"
     token: str = field(default_factory=lambda: secrets.token_hex(32))
     port: int = field(default_factory=free_port)
     dashboard: int = field(default_factory=free_port)
@@ -54,26 +55,34 @@ class RayCluster:
             "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9",
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
             "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_timeout_ms": "4000",
             "RAY_worker_niceness": "0",  # by default workers give way to everything else on the machine
             "OMP_NUM_THREADS": "1",
         }
 
-    def start(self, *options: str) -> subprocess.Popen[bytes]:
-        command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", "--object-store-memory=100000000"]
-        command += [f"--dashboard-agent-listen-port={free_port()}", *options]
+    def start(self, *options: str, through: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """`ray start`, as an argument of the command `through`."""
+        command = [*through, str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *options]
+        command += ["--object-store-memory=100000000", f"--dashboard-agent-listen-port={free_port()}"]
         log = (self.folder / f"node{len(self.nodes)}.log").open("wb")
         node = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
         self.nodes.append(node)
         return node
 
     def head(self) -> None:
-        options = [f"--port={self.port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"]
+        options = [f"--port={self.port}", f"--node-ip-address={self.host}"]
+        options += ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"]
         node = self.start("--head", "--num-cpus=0", *options)
         until(lambda: self.ray("job", "list", "--address", self.address).returncode == 0 or node.poll() is not None)
+        assert node.poll() is None, (self.folder / "node0.log").read_text()
 
-    def join(self) -> subprocess.Popen[bytes]:
-        """A node with one CPU."""
-        return self.start(f"--address=127.0.0.1:{self.port}", "--num-cpus=1")
+    def join(self, *options: str, through: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """A node with one CPU; it has started, as two that start at once on one machine take each other's sockets."""
+        node = self.start(f"--address={self.host}:{self.port}", "--num-cpus=1", *options, through=through)
+        log = self.folder / f"node{len(self.nodes) - 1}.log"
+        until(lambda: "Ray runtime started" in log.read_text() or node.poll() is not None)
+        assert node.poll() is None, log.read_text()
+        return node
 
     def ray(self, *arguments: str, **changed: str) -> subprocess.CompletedProcess[str]:
         environment = self.environment | changed
@@ -113,10 +122,10 @@ def family(pid: int) -> list[int]:
 
 
 @contextmanager
-def local_cluster() -> Iterator[RayCluster]:
-    """A head, and at the end no process of it."""
+def local_cluster(host: str = "127.0.0.1") -> Iterator[RayCluster]:
+    """A head at this address, and at the end no process of it."""
     folder = Path(tempfile.mkdtemp(prefix="ray"))  # short: sockets have names of at most 107 bytes
-    made = RayCluster(folder)
+    made = RayCluster(folder, host)
     try:
         made.head()
         yield made
