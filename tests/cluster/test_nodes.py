@@ -1,0 +1,158 @@
+"""A run while its cluster changes: a node joins, a node is cut off, the driver is killed. The bytes stay the same."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from condense.parquet import read_dataset
+from tests.cluster.local_cluster import BIN, START_S, RayCluster, family, local_cluster, until
+from tests.test_sources import rows, write_hub
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+BRIDGE = "condense0"
+HEAD = "10.213.71.1"
+
+CONFIG = """
+source: parquet:FOLDER/pets_train.parquet
+data: {image_size: 16}
+network: {name: mlp, width: 16, depth: 1}
+matching: {real_batch: 32, updates: 4}
+evaluation: {every: 2500, learners: 1, validation_images: 10, controls: false}
+outer_steps: 2500
+checkpoint_every: 1
+tracking_uri: none
+workers: 1
+max_workers: 2
+cpus_per_worker: 1
+"""
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+@dataclass
+class Network:
+    """A bridge in this namespace, and nodes that each have a namespace, an address and a line to it of their own."""
+
+    lines: dict[int, str] = field(default_factory=dict)  # process of the node: its end of the line here
+
+    def __enter__(self) -> Network:
+        ip("link", "add", BRIDGE, "type", "bridge")
+        ip("addr", "add", f"{HEAD}/24", "dev", BRIDGE)
+        ip("link", "set", BRIDGE, "up")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for line in self.lines.values():
+            with contextlib.suppress(subprocess.CalledProcessError):
+                ip("link", "del", line)
+            with contextlib.suppress(subprocess.CalledProcessError):
+                ip("netns", "del", line)
+        ip("link", "del", BRIDGE)
+
+    def join(self, cluster: RayCluster) -> subprocess.Popen[bytes]:
+        name, address = f"condense{len(self.lines) + 2}", f"10.213.71.{len(self.lines) + 2}"
+        ip("netns", "add", name)
+        ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
+        ip("link", "set", name, "master", BRIDGE)
+        ip("link", "set", name, "up")
+        ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
+        ip("-n", name, "link", "set", "eth0", "up")
+        ip("-n", name, "link", "set", "lo", "up")
+        ip("-n", name, "route", "add", "default", "via", HEAD)
+        node = cluster.join(f"--node-ip-address={address}", through=("ip", "netns", "exec", name))
+        self.lines[node.pid] = name
+        return node
+
+    def cut(self, node: subprocess.Popen[bytes]) -> None:
+        """The node and all on it go on, and nobody hears of them."""
+        ip("link", "set", self.lines[node.pid], "down")
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root and iproute2")
+    try:
+        ip("netns", "add", "condense-probe")
+        ip("netns", "del", "condense-probe")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"network namespaces cannot be made here: {error.stderr}")
+    with Network() as made:
+        yield made
+
+
+@pytest.fixture
+def cluster(network: Network) -> Iterator[RayCluster]:
+    with local_cluster(HEAD) as made:
+        yield made
+
+
+def workers_on(node: subprocess.Popen[bytes]) -> list[int]:
+    found = []
+    for pid in family(node.pid):
+        with contextlib.suppress(OSError):
+            if "RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_text():
+                found.append(pid)
+    return found
+
+
+def test_a_node_that_joins_is_used_and_one_that_is_cut_off_and_a_killed_driver_change_nothing(
+    cluster: RayCluster, network: Network, tmp_path: Path
+) -> None:
+    write_hub(tmp_path / "pets_train.parquet", rows(60), [row % 2 for row in range(60)])
+    write_hub(tmp_path / "pets_test.parquet", rows(10, start=60), [0, 1] * 5)
+    (tmp_path / "config.yaml").write_text(CONFIG.replace("FOLDER", str(tmp_path)))
+    command = [str(BIN / "condense"), "run", "config.yaml"]
+    environment = cluster.environment | {"RAY_ADDRESS": f"{HEAD}:{cluster.port}"}
+
+    def run() -> subprocess.Popen[bytes]:
+        log = (tmp_path / "log").open("ab")
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+
+    def step() -> int:
+        steps = (int(file.stem.removeprefix("step-")) for file in tmp_path.glob("runs/*/step-*"))
+        return max(steps, default=0)
+
+    def further() -> None:
+        """Some steps later; the last one of a group that has lost a worker may be written after the loss."""
+        reached = step()
+        until(lambda: step() > reached + 3 or driver.poll() is not None)
+        assert driver.poll() is None, (tmp_path / "log").read_text()
+
+    alone = ["workers=0", "max_workers=null", f"output={tmp_path}/alone", f"storage={tmp_path}/alone"]
+    undisturbed = subprocess.Popen([*command, *alone], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    first = network.join(cluster)
+    driver = run()
+    further()
+    assert len(workers_on(first)) == 1
+
+    second = network.join(cluster)
+    until(lambda: workers_on(second))
+    further()
+
+    network.cut(first)
+    further()
+    assert workers_on(second)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert not list(tmp_path.glob("condensed/*/data.parquet"))
+
+    driver = run()
+    assert driver.wait(START_S) == 0, (tmp_path / "log").read_text()
+    assert "condensing 1/" not in (tmp_path / "log").read_text().rpartition("source:")[2]
+    assert undisturbed.wait(START_S) == 0
+    digests = [read_dataset(file).provenance["content_digest"] for file in tmp_path.glob("*/*/data.parquet")]
+    assert len(digests) == 2
+    assert digests[0] == digests[1]
