@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,28 +18,25 @@ from torch import Tensor
 
 from condense import controls, provenance
 from condense.bits_target import WeightSearch
+from condense.building import build_engine, build_evaluator
+from condense.capacity import TESTING, told_what_to_lower
 from condense.checkpoints import Checkpoint
 from condense.collective import class_slice
 from condense.config import RunConfig
 from condense.decoder import check_factor, decode_uint8
 from condense.engine import Engine, StepResult
 from condense.errors import CheckpointError, FlowError
-from condense.evaluation import RECIPES, Evaluation, Evaluator
+from condense.evaluation import Evaluation, Evaluator
 from condense.flow.bits import Density, measure
 from condense.flow.precision import at_precision
 from condense.flow.store import flow_for
 from condense.image_state import image_state, restore_images_
 from condense.matching import check_matching
 from condense.networks import build_network
-from condense.objectives import build_objective
 from condense.parquet import CondensedDataset, content_digest
-from condense.slices import fixed_part, load_slice, normalisation_of, source_digest
-from condense.sources import (
-    DataSource,
-    LabelledImages,
-    check_class_sizes,
-    open_source,
-)
+from condense.slices import HeldOut, load_held_out, load_slice, normalisation_of, source_digest
+from condense.sources import DataSource, open_source
+from condense.splits import check_class_sizes
 from condense.start import starting_images
 from condense.surroundings import Progress, Surroundings, local_device
 from condense.synthetic import initial_set
@@ -95,9 +93,9 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
     source, flow_name = open_checked(config)
     collective, device = around.collective, around.device
     classes = class_slice(len(source.class_names), collective.rank, collective.size)
-    train = load_slice(source, classes, around)
-    digest = source_digest(train, len(source.class_names), collective)
-    real = [train.images[train.labels == label].to(device) for label in classes]
+    real = load_slice(source, classes, collective, device)
+    digest = source_digest(real, classes, source.class_names, collective, device)
+    real = [images.to(device) for images in real]
     normalisation = normalisation_of(real, collective)
     density = None if flow_name is None else open_flow(config, flow_name, device=device)
     penalty = None
@@ -107,39 +105,17 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
     start = starting_images(config, source)
     start = None if start is None else start[classes.start : classes.stop]
     synthetic = initial_set(config.images, real, classes, config.images_per_class, seed=config.seed, start=start)
-    engine = Engine(
-        matching=config.matching,
-        images=config.images,
-        bits_weight=config.bits_weight,
-        outer_steps=config.outer_steps,
-        seed=config.seed,
-        objective=build_objective(
-            config.objective,
-            distance=config.matching.distance,
-            precision=getattr(torch, config.matching.precision),
-        ),
-        network=build_network(config.network, source.shape, len(source.class_names)).to(device),
-        density=penalty,
-        normalisation=normalisation,
-        real=real,
-        synthetic=synthetic,
-        class_count=len(source.class_names),
-        collective=collective,
-        flip=config.evaluation.flip,
-    )
-    evaluator = Evaluator(
-        recipe=RECIPES[config.evaluation.recipe],
-        network=config.network,
-        classes=len(source.class_names),
-        normalisation=normalisation,
-        seed=config.seed,
-        flip=config.evaluation.flip,
-    )
+    engine = build_engine(config, len(source.class_names), real, normalisation, penalty, synthetic, collective)
+    evaluator = build_evaluator(config, len(source.class_names), normalisation)
     run = _Run(config, around, engine, evaluator, density, real, classes)
     run.optimise(source)
     images = run.whole(engine.synthetic.images_uint8())
     labels = run.whole(engine.synthetic.labels)
-    found = run.judge(images, labels, source.load("test")) if config.evaluation.test else {"controls": {}}
+    found = (
+        run.judge(images, labels, HeldOut(source, classes, collective, device))
+        if config.evaluation.test
+        else {"controls": {}}
+    )
     bits, bits_per_dim, png_bytes = provenance.cost(density, images.cpu(), seed=config.seed, device=device)
     facts = provenance.describe(
         config,
@@ -189,14 +165,17 @@ class _Run:
         config, total = self.config, self.config.outer_steps
         every = config.evaluation.every or math.ceil(total / 5)
         keep_every = config.checkpoint_every or max(1, total // 20)
-        validation = fixed_part(source.load("validation"), config.evaluation.validation_images)
+        place = self.around.collective, self.around.device
+        limit = config.evaluation.validation_images
+        validation = load_held_out(source, "validation", self.classes, *place, limit=limit)
         beginning = [parameter.detach().clone() for parameter in self.engine.synthetic.parameters]
         step = self._restore()
         while True:
             if self.target is not None:
                 self.engine.bits_weight = self.target.weight
             for done in range(step + 1, total + 1):
-                result = self.engine.outer_step(done - 1)
+                with told_what_to_lower(lambda: self.engine.stopwatch.running):
+                    result = self.engine.outer_step(done - 1)
                 self._tell("condensing", done, total, _numbers(result))
                 if done % every == 0 or done == total:
                     self._follow(done, result, validation)
@@ -228,7 +207,7 @@ class _Run:
         """Per-class rows (C, ipc, ...) of the slice to the whole set's (N, ...), classes in order."""
         return self.around.collective.gather(part.contiguous()).flatten(0, 1)
 
-    def judge(self, images: Tensor, labels: Tensor, test: LabelledImages) -> dict[str, Any]:
+    def judge(self, images: Tensor, labels: Tensor, test: HeldOut) -> dict[str, Any]:
         """The one look at the test split: the set, and the controls beside it."""
         config, seed, ipc = self.config, self.config.seed, self.config.images_per_class
         after = self._mean_bits(images.view(-1, ipc, *images.shape[1:])[self.classes.start : self.classes.stop])
@@ -264,18 +243,19 @@ class _Run:
         count = min(per_class, *(len(images) for images in self.real))
         return self._mean_bits(controls.random_real(self.real, self.classes, count, seed=self.config.seed))
 
-    def _test(
-        self, images: Tensor, labels: Tensor, test: LabelledImages, name: str, index: int, total: int
-    ) -> Evaluation:
+    def _test(self, images: Tensor, labels: Tensor, test: HeldOut, name: str, index: int, total: int) -> Evaluation:
         self._tell(f"testing {name}", index, total, {})
         evaluation = self._evaluate(images, labels, test, self.config.evaluation.learners)
         self._tell(f"tested {name}", index + 1, total, {"accuracy": evaluation.mean})
         return evaluation
 
-    def _evaluate(self, images: Tensor, labels: Tensor, held_out: LabelledImages, learners: int) -> Evaluation:
-        device = images.device
-        tested = held_out.images.to(device), held_out.labels.to(device)
-        return self.evaluator.evaluate(images, labels, *tested, learners=learners, collective=self.around.collective)
+    def _evaluate(
+        self, images: Tensor, labels: Tensor, held_out: Iterable[tuple[Tensor, Tensor]], learners: int
+    ) -> Evaluation:
+        with told_what_to_lower(lambda: TESTING):
+            return self.evaluator.evaluate(
+                images, labels, held_out, learners=learners, collective=self.around.collective
+            )
 
     def _decoded(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What learners are trained on: the whole set's canvases (N, ...) decoded, with their labels."""
@@ -291,12 +271,12 @@ class _Run:
         total, count = self.around.collective.sum_(sums).tolist()
         return float(total / count)
 
-    def _follow(self, done: int, result: StepResult, validation: LabelledImages) -> None:
+    def _follow(self, done: int, result: StepResult, validation: tuple[Tensor, Tensor]) -> None:
         """Validation accuracy, bits and pictures at one step."""
         images = self.whole(self.engine.synthetic.images_uint8())
         labels = self.whole(self.engine.synthetic.labels)
         learners = self.config.evaluation.validation_learners
-        evaluation = self._evaluate(*self._decoded(images, labels), validation, learners)
+        evaluation = self._evaluate(*self._decoded(images, labels), [validation], learners)
         bits = self._mean_bits(self.engine.synthetic.images_uint8())
         self.validation = {"accuracy_mean": evaluation.mean, "accuracy_std": evaluation.std}
         if not self.first:

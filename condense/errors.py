@@ -9,6 +9,7 @@
     ├── TrackingError      the MLflow server or store
     ├── OutputError        a place to write to
     ├── ClusterError       the Ray cluster
+    ├── CapacityError      memory that the machine or its GPU does not have
     └── NonFiniteError     a loss, gradient or image that stopped being a number
 
 Each message says what was wrong (naming the file, row or key), and what to do. All are picklable, because Ray
@@ -60,6 +61,10 @@ class OutputError(CondenseError):
 
 class ClusterError(CondenseError):
     """A Ray cluster that cannot be reached, refuses, or lost too many of its workers."""
+
+
+class CapacityError(CondenseError):
+    """Memory that the machine or its GPU does not have."""
 
 
 class NonFiniteError(CondenseError):

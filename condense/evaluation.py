@@ -9,7 +9,7 @@ dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -139,8 +139,7 @@ class Evaluator:
         self,
         images: Tensor,
         labels: Tensor,
-        test_images: Tensor,
-        test_labels: Tensor,
+        held_out: Iterable[tuple[Tensor, Tensor]],
         *,
         learners: int,
         collective: Collective,
@@ -151,8 +150,7 @@ class Evaluator:
         Args:
             images: uint8 (N, C, H, W), the set to train on.
             labels: int64 (N,).
-            test_images: uint8 (M, C, H, W).
-            test_labels: int64 (M,).
+            held_out: the images to test on in pieces, uint8 (M, C, H, W) and int64 (M,), read once.
             learners: how many networks in all.
             collective: the workers, who all hold the same arguments.
             on_epoch: called between epochs (progress).
@@ -163,11 +161,15 @@ class Evaluator:
         mine = range(learners)[collective.rank :: collective.size]
         group = learners if images.device.type == "cuda" or self.network.width <= STACKED_WIDTH else 1
         scored = torch.zeros((learners,), device=images.device, dtype=torch.float64)
-        for start in range(0, len(mine), group):
-            chosen = mine[start : start + group]
-            parameters = self._train(images, labels, chosen, on_epoch)
-            scored[list(chosen)] = self._score(parameters, test_images, test_labels)
-        collective.sum_(scored)
+        groups = [mine[start : start + group] for start in range(0, len(mine), group)]
+        trained = [self._train(images, labels, chosen, on_epoch) for chosen in groups]
+        tested = 0
+        for test_images, test_labels in held_out:
+            tested += len(test_labels)
+            on_device = test_images.to(images.device), test_labels.to(images.device)
+            for chosen, parameters in zip(groups, trained, strict=True):
+                scored[list(chosen)] += self._hits(parameters, *on_device)
+        collective.sum_(scored.mul_(100).div_(tested))
         return Evaluation(tuple(scored.tolist()), self.recipe, self.network, self.seed)
 
     def _train(
@@ -219,8 +221,8 @@ class Evaluator:
         return torch.stack([augment(images, draw) for images, draw in zip(batch, drawn, strict=True)])
 
     @torch.no_grad()
-    def _score(self, parameters: dict[str, Tensor], test_images: Tensor, test_labels: Tensor) -> Tensor:
-        """Accuracy in percent per stacked learner."""
+    def _hits(self, parameters: dict[str, Tensor], test_images: Tensor, test_labels: Tensor) -> Tensor:
+        """How many of the images each stacked learner names right."""
         shape = (test_images.shape[1], test_images.shape[2], test_images.shape[3])
         network = build_network(self.network, shape, self.classes).to(test_images.device)
         logits_of = vmap(lambda p, x: functional_call(network, p, (x,)), in_dims=(0, None))
@@ -228,4 +230,4 @@ class Evaluator:
         for part, expected in zip(test_images.split(TEST_BATCH), test_labels.split(TEST_BATCH), strict=True):
             predicted = logits_of(parameters, self.normalisation.apply(to_float(part))).argmax(2)
             hits = hits + (predicted == expected).sum(1)
-        return 100 * hits.double() / len(test_labels)
+        return hits.double()

@@ -93,13 +93,20 @@ def encode_png(image: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def stack(pictures: Iterable[tuple[str, Picture]], count: int, shape: tuple[int, int, int], frame: Frame) -> Tensor:
-    """Pictures as one tensor.
+def stack(
+    pictures: Iterable[tuple[str, Picture]],
+    count: int,
+    shape: tuple[int, int, int],
+    frame: Frame,
+    rows: NDArray[np.int64] | None = None,
+) -> Tensor:
+    """Pictures as one tensor, each written straight into it.
 
     Args:
         pictures: (where, uint8 (H, W, C)) for each image; `where` names file and row in messages.
         count: how many there are.
         shape: (C, H, W) that every image must have once it is framed.
+        rows: the row of the tensor that each picture becomes; None keeps their order.
 
     Returns:
         uint8 (count, C, H, W).
@@ -114,7 +121,7 @@ def stack(pictures: Iterable[tuple[str, Picture]], count: int, shape: tuple[int,
         framed = frame.apply(picture, where)
         if framed.shape != (height, width, channels):
             _refuse_shape(framed, shape, where)
-        stacked[filled] = framed.transpose(2, 0, 1)
+        stacked[filled if rows is None else rows[filled]] = framed.transpose(2, 0, 1)
         filled += 1
     assert filled == count
     return torch.from_numpy(stacked)

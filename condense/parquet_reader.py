@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from torch import Tensor
 
 from condense.errors import SourceError
-from condense.images import Frame, Picture, decode, framed_shape, stack
+from condense.images import Picture, decode
 from condense.parquet_files import ParquetFiles
 from condense.readers import Labels, Rows, check_labels
 
-BATCH_ROWS = 512  # encoded images in memory at once, beside the wanted ones
+BATCH_ROWS, BATCH_BYTES = 512, 1 << 25  # encoded images in memory at once, beside the wanted ones
+READ_BYTES = 1 << 23  # read of a row group at once: by default pyarrow reads all of it, however large it is
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "y")
 _NAME_COLUMNS = ("label_name", "label_text", "class_name")
 
@@ -27,7 +27,7 @@ class ParquetSplit:
     """The rows of one or more Parquet files.
 
     Footers are read when it is made, labels when they are asked for, images batch by batch: memory holds the wanted
-    images and BATCH_ROWS encoded ones.
+    images, BATCH_ROWS encoded ones of BATCH_BYTES at most (a single larger one apart), and a label for every row.
     """
 
     def __init__(
@@ -91,13 +91,6 @@ class ParquetSplit:
             self._labels, self._class_names = self._read_labels()
         return self._labels
 
-    def first_shape(self, frame: Frame) -> tuple[int, int, int]:
-        (where, picture), *_ = self._pictures(np.zeros(1, dtype=np.int64))
-        return framed_shape(picture, frame, where)
-
-    def images(self, rows: Rows, shape: tuple[int, int, int], frame: Frame) -> Tensor:
-        return stack(self._pictures(rows), len(rows), shape, frame)
-
     def _row(self, row: int) -> str:
         for path, size in zip(self._files.paths, self._sizes, strict=True):
             if row < size:
@@ -108,18 +101,22 @@ class ParquetSplit:
     @contextmanager
     def _open(self, path: str) -> Iterator[Any]:
         try:
-            with pq.ParquetFile(path, filesystem=self._files.filesystem) as file:
+            with pq.ParquetFile(
+                path, filesystem=self._files.filesystem, buffer_size=READ_BYTES, pre_buffer=False
+            ) as file:
                 yield file
+        except MemoryError:
+            raise
         except (OSError, pa.ArrowException) as error:
             reason = str(error).splitlines()[0]
             shown = self._files.shown(path)
             raise SourceError(f"{shown}: not a readable Parquet file: {reason}", "write or download it again") from None
 
-    def _pictures(self, rows: Rows) -> Iterator[tuple[str, Picture]]:
+    def pictures(self, rows: Rows) -> Iterator[tuple[str, Picture]]:
         """Decoded images of ascending rows; row groups without one of them are not read."""
         start = 0
         for path, size in zip(self._files.paths, self._sizes, strict=True):
-            inside = rows[(rows >= start) & (rows < start + size)] - start
+            inside = _between(rows, start, size) - start
             if len(inside):
                 with self._open(path) as file:
                     yield from self._pictures_in(file, path, inside)
@@ -129,24 +126,24 @@ class ParquetSplit:
         nested = pa.types.is_struct(self._schema.field(self._image_column).type)
         column = f"{self._image_column}.bytes" if nested else self._image_column
         start = 0
-        for group in range(file.num_row_groups):
-            size = file.metadata.row_group(group).num_rows
-            if np.any((rows >= start) & (rows < start + size)):
+        for number in range(file.num_row_groups):
+            group = file.metadata.row_group(number)
+            if len(_between(rows, start, group.num_rows)):
                 read = start
-                for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=[column]):
-                    inside = rows[(rows >= read) & (rows < read + len(batch))]
+                # What the other columns take is counted too: the batch is rather too small than too large.
+                at_once = max(1, min(BATCH_ROWS, BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
+                for batch in file.iter_batches(at_once, row_groups=[number], columns=[column]):
                     encoded = pc.struct_field(batch.column(0), "bytes") if nested else batch.column(0)
-                    for row, data in zip(
-                        inside.tolist(), encoded.take(pa.array(inside - read)).to_pylist(), strict=True
-                    ):
+                    for row in _between(rows, read, len(batch)).tolist():
                         where = f"{self._files.shown(path)}, row {row}"
+                        data = encoded[row - read].as_py()
                         if data is None:
                             raise SourceError(
                                 f"{where}: no image bytes", "embed the images in the file, or drop the row"
                             )
                         yield where, decode(data, where)
                     read += len(batch)
-            start += size
+            start += group.num_rows
 
     def _read_labels(self) -> tuple[Labels, tuple[str, ...]]:
         named = next((c for c in _NAME_COLUMNS if c in self._schema.names and c != self._label_column), None)
@@ -163,23 +160,26 @@ class ParquetSplit:
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         if not pa.types.is_integer(column.type):
-            return self._numbered(column.to_pylist())
+            return self._numbered(column)
         labels = column.to_numpy().astype(np.int64)
         names = self._declared or self._known_classes
         if names is None:
-            names = self._names_of(labels, table.column(named).to_pylist() if named else None)
+            names = self._names_of(labels, table.column(named) if named else None)
         check_labels(labels, names, self._row)
         return labels, names
 
-    def _numbered(self, values: list[Any]) -> tuple[Labels, tuple[str, ...]]:
-        names = self._declared or self._known_classes or tuple(sorted(set(values)))
+    def _numbered(self, column: Any) -> tuple[Labels, tuple[str, ...]]:
+        words, kinds = _encoded(column)
+        names = self._declared or self._known_classes or tuple(sorted(kinds))
         numbers = {name: number for number, name in enumerate(names)}
-        for row, value in enumerate(values):
-            if value not in numbers:
-                raise SourceError(f"{self._row(row)}: label {value!r} is not one of the classes {list(names)}")
-        return np.array([numbers[value] for value in values], dtype=np.int64), names
+        labels = np.array([numbers.get(kind, -1) for kind in kinds], dtype=np.int64)[words]
+        unknown = np.flatnonzero(labels < 0)
+        if len(unknown):
+            row = int(unknown[0])
+            raise SourceError(f"{self._row(row)}: label {kinds[words[row]]!r} is not one of the classes {list(names)}")
+        return labels, names
 
-    def _names_of(self, labels: Labels, words: list[Any] | None) -> tuple[str, ...]:
+    def _names_of(self, labels: Labels, column: Any) -> tuple[str, ...]:
         """Names of integer labels that no metadata declares: those of the name column, else the numbers."""
         values, first = np.unique(labels, return_index=True)
         gap = np.flatnonzero(values != np.arange(len(values)))
@@ -189,13 +189,26 @@ class ParquetSplit:
                 f"{self._row(row)}: label {labels[row]} is out of range: no row has label {int(gap[0])}",
                 "number the classes 0, 1, 2 ... without a gap",
             )
-        if words is None:
+        if column is None:
             return tuple(str(value) for value in values)
-        names = tuple(str(words[row]) for row in first)
-        for row, (label, word) in enumerate(zip(labels.tolist(), words, strict=True)):
-            if word != names[label]:
-                raise SourceError(f"{self._row(row)}: label {label} is named {word!r} here and {names[label]!r} before")
-        return names
+        words, kinds = _encoded(column)
+        differing = np.flatnonzero(words != words[first][labels])
+        if len(differing):
+            row = int(differing[0])
+            here, before = kinds[words[row]], kinds[words[first[labels[row]]]]
+            raise SourceError(f"{self._row(row)}: label {labels[row]} is named {here!r} here and {before!r} before")
+        return tuple(str(kinds[words[row]]) for row in first)
+
+
+def _between(rows: Rows, start: int, size: int) -> Rows:
+    """Those of the ascending rows that are in start .. start + size - 1."""
+    return rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + size)]
+
+
+def _encoded(column: Any) -> tuple[Labels, list[Any]]:
+    """A column of words as the number of each row's word, and the words: millions of rows are no Python objects."""
+    coded = column.cast(pa.large_string()).dictionary_encode(null_encoding="encode").combine_chunks()
+    return coded.indices.to_numpy().astype(np.int64), coded.dictionary.to_pylist()
 
 
 def _is_image(kind: Any) -> bool:

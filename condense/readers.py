@@ -1,4 +1,4 @@
-"""Stored datasets, each behind the same three things: class names, labels, and the images of given rows.
+"""Stored datasets, each behind the same three things: class names, labels, and the pictures of given rows.
 
 Nothing here knows about validation splits or seeds: `condense.sources` carves those from the labels.
 """
@@ -8,17 +8,16 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from condense.errors import SourceError
-from condense.images import MAX_BYTES, Frame, Picture, decode, framed_shape, stack
+from condense.images import MAX_BYTES, Picture, decode
 
 Labels = NDArray[np.int64]
 Rows = NDArray[np.int64]
@@ -41,28 +40,21 @@ class StoredSplit(Protocol):
     def labels(self) -> Labels:
         """int64 (rows,), each in [0, len(class_names))."""
 
-    def first_shape(self, frame: Frame) -> tuple[int, int, int]:
-        """(C, H, W) of the first image once it is framed."""
-
-    def images(self, rows: Rows, shape: tuple[int, int, int], frame: Frame) -> Tensor:
-        """uint8 (len(rows), C, H, W) of ascending rows."""
+    def pictures(self, rows: Rows) -> Iterator[tuple[str, Picture]]:
+        """(file and row for messages, picture) of ascending rows, one after another: no more are held than needed."""
 
 
 @dataclass(frozen=True)
 class ArraySplit:
-    """A split held in memory: pictures (rows, H, W, C) uint8."""
+    """A split held in memory: stored (rows, H, W, C) uint8."""
 
     where: str
     class_names: tuple[str, ...]
     labels: Labels
-    pictures: NDArray[np.uint8]
+    stored: NDArray[np.uint8]
 
-    def first_shape(self, frame: Frame) -> tuple[int, int, int]:
-        return framed_shape(self.pictures[0], frame, f"{self.where}, row 0")
-
-    def images(self, rows: Rows, shape: tuple[int, int, int], frame: Frame) -> Tensor:
-        named = ((f"{self.where}, row {row}", self.pictures[row]) for row in rows.tolist())
-        return stack(named, len(rows), shape, frame)
+    def pictures(self, rows: Rows) -> Iterator[tuple[str, Picture]]:
+        return ((f"{self.where}, row {row}", self.stored[row]) for row in rows.tolist())
 
 
 @dataclass(frozen=True)
@@ -109,12 +101,8 @@ class FolderSplit:
     def where(self) -> str:
         return str(self.path)
 
-    def first_shape(self, frame: Frame) -> tuple[int, int, int]:
-        return framed_shape(_decode_file(self.files[0]), frame, str(self.files[0]))
-
-    def images(self, rows: Rows, shape: tuple[int, int, int], frame: Frame) -> Tensor:
-        files = [self.files[row] for row in rows.tolist()]
-        return stack(((str(file), _decode_file(file)) for file in files), len(files), shape, frame)
+    def pictures(self, rows: Rows) -> Iterator[tuple[str, Picture]]:
+        return ((str(self.files[row]), _decode_file(self.files[row])) for row in rows.tolist())
 
 
 def _decode_file(path: Path) -> Picture:
@@ -237,11 +225,8 @@ class TorchvisionSplit:
     def labels(self) -> Labels:
         return self._read.labels
 
-    def first_shape(self, frame: Frame) -> tuple[int, int, int]:
-        return self._read.first_shape(frame)
-
-    def images(self, rows: Rows, shape: tuple[int, int, int], frame: Frame) -> Tensor:
-        return self._read.images(rows, shape, frame)
+    def pictures(self, rows: Rows) -> Iterator[tuple[str, Picture]]:
+        return self._read.pictures(rows)
 
     def _remedy(self) -> str:
         described = TORCHVISION_SETS[self.name]

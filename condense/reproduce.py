@@ -14,6 +14,7 @@ from condense.evaluation import RECIPES, Evaluation, Evaluator, Normalisation
 from condense.networks import NetworkConfig
 from condense.parquet import CondensedDataset
 from condense.settings import validate
+from condense.slices import HeldOut
 from condense.sources import open_source
 
 
@@ -99,12 +100,13 @@ def judge_dataset(dataset: CondensedDataset) -> CondensedDataset:
 
 
 def _test(dataset: CondensedDataset, config: RunConfig, evaluator: Evaluator, learners: int) -> Evaluation:
-    test = open_source(config.source, config.data, seed=config.seed).load("test")
-    if test.class_names != dataset.class_names:
+    source = open_source(config.source, config.data, seed=config.seed)
+    if source.class_names != dataset.class_names:
         raise DatasetError(
-            f"the file's classes are {dataset.class_names[:5]}..., the source's {test.class_names[:5]}...",
+            f"the file's classes are {dataset.class_names[:5]}..., the source's {source.class_names[:5]}...",
             "pass the source that the set was condensed from with --source",
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sets = (*dataset.decoded(), test.images, test.labels)
-    return evaluator.evaluate(*(part.to(device) for part in sets), learners=learners, collective=Alone())
+    images, labels = (part.to(device) for part in dataset.decoded())
+    held_out = HeldOut(source, range(len(source.class_names)), Alone(), device)
+    return evaluator.evaluate(images, labels, held_out, learners=learners, collective=Alone())

@@ -7,11 +7,11 @@ chosen over several seeds has seen it. It is read when `load("test")` asks for i
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -23,12 +23,13 @@ from torch import Tensor
 
 from condense import readers
 from condense.errors import SourceError
-from condense.images import Fit, Frame
+from condense.images import Fit, Frame, framed_shape, stack
 from condense.parquet_files import ParquetFiles, test_files, train_and_test_files
 from condense.parquet_reader import ParquetSplit
-from condense.readers import FolderSplit, Labels, StoredSplit, TorchvisionSplit
+from condense.readers import FolderSplit, StoredSplit, TorchvisionSplit
 from condense.seeding import generator
 from condense.settings import Settings
+from condense.splits import carve, check_splittable
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +81,24 @@ class DataSource(Protocol):
     def load(self, split: Split, classes: range | None = None, *, limit: int | None = None) -> LabelledImages:
         """The images of a split in stored order; with `classes`, only theirs (labels keep their values).
 
-        With `limit`, at most so many of them, drawn with the source's seed; the others are not decoded.
+        With `limit`, those among at most so many of the whole split, drawn with the source's seed. What is not asked
+        for is not decoded, and of a Parquet file no row group is read that holds none of it.
 
         Raises:
             SourceError: naming file and row.
         """
+
+    def load_classes(self, classes: range) -> list[Tensor]:
+        """The train images of each of these classes, uint8 (n_c, C, H, W) each, in stored order; raises as `load`.
+
+        Nothing else is held meanwhile: each image is decoded into its place.
+        """
+
+    def count(self, split: Split) -> int:
+        """How many images a split has."""
+
+    def pieces(self, split: Split, size: int) -> Iterator[LabelledImages]:
+        """The images of a split in stored order, at most `size` at a time; raises as `load`."""
 
     def description(self) -> dict[str, Any]:
         """Plain values that say where the data came from and how it was split and framed."""
@@ -105,49 +119,6 @@ def open_source(spec: str, data: DataConfig, *, seed: int) -> DataSource:
     if data.test_source is not None:
         stored = replace(stored, test=_open_test(data.test_source, data, stored.train.class_names))
     return _SplitSource(spec, stored, data, seed)
-
-
-def class_digests(data: LabelledImages) -> dict[int, str]:
-    """SHA-256 of each class that `data` holds: its name, shape and image bytes in order.
-
-    Workers that hold some classes each digest theirs; `combine_digests` of all of them is the digest of the dataset.
-    """
-    digests = {}
-    for label in torch.unique(data.labels).tolist():
-        images = data.images[data.labels == label].contiguous()
-        digest = hashlib.sha256(f"{label}/{data.class_names[label]}/{tuple(images.shape)}/".encode())
-        digest.update(images.numpy().data)
-        digests[int(label)] = digest.hexdigest()
-    return digests
-
-
-def combine_digests(digests: Mapping[int, str]) -> str:
-    """One SHA-256 from those of the classes, in label order."""
-    return hashlib.sha256("".join(f"{label}:{digests[label]}\n" for label in sorted(digests)).encode()).hexdigest()
-
-
-def check_class_sizes(class_counts: Sequence[int], images_per_class: int, class_names: Sequence[str]) -> None:
-    """Raises SourceError naming the first class that has fewer train images than `images_per_class`."""
-    for name, count in zip(class_names, class_counts, strict=True):
-        if count < images_per_class:
-            raise SourceError(
-                f"class {name!r} has {count} train images, fewer than images_per_class={images_per_class}",
-                "lower images_per_class, or data.validation_fraction",
-            )
-
-
-def carve(labels: Labels, fraction: float, *, classes: int, seed: int, purpose: str) -> NDArray[np.bool_]:
-    """Which rows a split takes: round(fraction * n) of the n rows of each class, at least one, never all.
-
-    A class's draw depends on its own rows alone, not on the other classes.
-    """
-    taken = np.zeros(len(labels), dtype=np.bool_)
-    for label in range(classes):
-        rows = np.flatnonzero(labels == label)
-        count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
-        order = torch.randperm(len(rows), generator=generator(seed, purpose, index=label)).numpy()
-        taken[rows[order[:count]]] = True
-    return taken
 
 
 @dataclass(frozen=True)
@@ -213,16 +184,6 @@ def _open_folder(path: Path, data: DataConfig) -> _Stored:
     return _Stored(path.name, train, FolderSplit(path / "test", train.class_names))
 
 
-def _check_splittable(labels: Labels, class_names: Sequence[str], splits: Sequence[str]) -> None:
-    counts = np.bincount(labels, minlength=len(class_names))
-    for name, count in zip(class_names, counts.tolist(), strict=True):
-        if count < len(splits):
-            raise SourceError(
-                f"class {name!r} has {count} image{'s' * (count != 1)}, but {' and '.join(splits)} need one each",
-                "add images of this class, or leave the class out",
-            )
-
-
 class _SplitSource:
     """A stored train split with validation, and where needed test, carved from it."""
 
@@ -232,11 +193,12 @@ class _SplitSource:
         self._frame = Frame(data.image_size, data.fit)
         self._train, self._test = stored.train, stored.test
         self.class_names = self._train.class_names
-        self.shape = self._train.first_shape(self._frame)
+        where, first = next(iter(self._train.pictures(np.zeros(1, dtype=np.int64))))
+        self.shape = framed_shape(first, self._frame, where)
         labels = self._train.labels
         classes, kept = len(self.class_names), np.arange(len(labels))
         splits = ("train", "validation", *(("test",) if self._test is None else ()))
-        _check_splittable(labels, self.class_names, splits)
+        check_splittable(labels, self.class_names, splits)
         self._test_rows = kept[:0]
         if self._test is None:
             fraction = TEST_FRACTION.get(spec.lower(), 0.1)
@@ -257,22 +219,44 @@ class _SplitSource:
         return self.shape[0]
 
     def load(self, split: Split, classes: range | None = None, *, limit: int | None = None) -> LabelledImages:
-        if split == "test" and self._test is not None:
-            stored = self._test
-            rows = np.arange(len(stored.labels))
-        else:
-            stored = self._train
-            rows = {"train": self._train_rows, "validation": self._validation_rows, "test": self._test_rows}[split]
+        stored, rows = self._rows_of(split)
         labels = stored.labels[rows]
-        if classes is not None:
-            wanted = np.isin(labels, np.asarray(classes))
-            rows, labels = rows[wanted], labels[wanted]
         if limit is not None and limit < len(rows):
             order = torch.randperm(len(rows), generator=generator(self._seed, "limit")).numpy()
             drawn = np.sort(order[:limit])
             rows, labels = rows[drawn], labels[drawn]
-        images = stored.images(rows, self.shape, self._frame)
+        if classes is not None:
+            wanted = np.isin(labels, np.asarray(classes))
+            rows, labels = rows[wanted], labels[wanted]
+        images = stack(stored.pictures(rows), len(rows), self.shape, self._frame)
         return LabelledImages(images, torch.from_numpy(labels.copy()), self.class_names)
+
+    def load_classes(self, classes: range) -> list[Tensor]:
+        labels = self._train.labels[self._train_rows]
+        own = np.isin(labels, np.asarray(classes))
+        rows, labels = self._train_rows[own], labels[own]
+        places = np.empty_like(rows)
+        places[np.argsort(labels, kind="stable")] = np.arange(len(rows))
+        images = stack(self._train.pictures(rows), len(rows), self.shape, self._frame, places)
+        return list(images.split([self.class_counts[label] for label in classes]))
+
+    def count(self, split: Split) -> int:
+        return len(self._rows_of(split)[1])
+
+    def pieces(self, split: Split, size: int) -> Iterator[LabelledImages]:
+        stored, rows = self._rows_of(split)
+        pictures = iter(stored.pictures(rows))
+        for start in range(0, len(rows), size):
+            labels = stored.labels[rows[start : start + size]]
+            images = stack(islice(pictures, len(labels)), len(labels), self.shape, self._frame)
+            yield LabelledImages(images, torch.from_numpy(labels), self.class_names)
+
+    def _rows_of(self, split: Split) -> tuple[StoredSplit, NDArray[np.int64]]:
+        if split == "test" and self._test is not None:
+            return self._test, np.arange(len(self._test.labels))
+        return self._train, {"train": self._train_rows, "validation": self._validation_rows, "test": self._test_rows}[
+            split
+        ]
 
     def description(self) -> dict[str, Any]:
         return {

@@ -31,7 +31,7 @@ QUICK = Recipe("quick", epochs=20, augmentation="none")
 
 
 def test_learners_trained_on_a_set_classify_the_test_images() -> None:
-    found = evaluator(QUICK).evaluate(*toy(20, 0), *toy(200, 1), learners=3, collective=Alone())
+    found = evaluator(QUICK).evaluate(*toy(20, 0), [toy(200, 1)], learners=3, collective=Alone())
     assert found.mean > 95
     assert len(found.accuracies) == 3
 
@@ -42,7 +42,7 @@ def test_the_same_seed_gives_the_same_accuracies_whatever_else_is_trained(
 ) -> None:
     def accuracies(learners: int) -> tuple[float, ...]:
         hard = Recipe("short", epochs=1, augmentation=augmentation)
-        return evaluator(hard).evaluate(*toy(20, 0), *toy(201, 1), learners=learners, collective=Alone()).accuracies
+        return evaluator(hard).evaluate(*toy(20, 0), [toy(201, 1)], learners=learners, collective=Alone()).accuracies
 
     assert accuracies(3)[:2] == accuracies(2)
 

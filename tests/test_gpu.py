@@ -68,5 +68,5 @@ def test_evaluation_learners_train_on_the_gpu() -> None:
     evaluator = Evaluator(
         Recipe("quick", epochs=20, augmentation="dsa"), SMALL, 2, Normalisation((0.5,) * 3, (0.25,) * 3), seed=1
     )
-    sets = [part.cuda() for part in (images, labels, images, labels)]
-    assert evaluator.evaluate(*sets, learners=3, collective=Alone()).mean > 90
+    images, labels = images.cuda(), labels.cuda()
+    assert evaluator.evaluate(images, labels, [(images, labels)], learners=3, collective=Alone()).mean > 90

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from condense import images as condense_images
+from condense.digests import class_digests, combine_digests
 from condense.errors import SourceError
 from condense.images import Frame, decode, encode_png, stack
 from condense.readers import TORCHVISION_SETS
@@ -32,12 +33,9 @@ from condense.sources import (
     DataConfig,
     DataSource,
     LabelledImages,
-    carve,
-    check_class_sizes,
-    class_digests,
-    combine_digests,
     open_source,
 )
+from condense.splits import carve, check_class_sizes
 
 NATIVE = DataConfig(image_size=None)
 SPLITS = ("train", "validation", "test")

@@ -21,7 +21,8 @@ from condense.condensation import open_checked
 from condense.config import RunConfig
 from condense.errors import ConfigError, SourceError
 from condense.files import check_folder_writable
-from condense.sources import DataSource, check_class_sizes
+from condense.sources import DataSource
+from condense.splits import check_class_sizes
 from condense.storage import absolute
 from condense.yardstick import pinned
 from tuning import journal as journals

@@ -1,0 +1,72 @@
+"""The parts of a run made from its config: for the run itself, and for what is measured before one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from condense.collective import Collective
+from condense.config import RunConfig
+from condense.engine import Engine
+from condense.evaluation import RECIPES, Evaluator, Normalisation
+from condense.flow.bits import Density
+from condense.networks import build_network
+from condense.objectives import build_objective
+from condense.synthetic import SyntheticSet
+
+
+def build_engine(
+    config: RunConfig,
+    class_count: int,
+    real: Sequence[Tensor],
+    normalisation: Normalisation,
+    penalty: Density | None,
+    synthetic: SyntheticSet,
+    collective: Collective,
+) -> Engine:
+    """The engine of one slice.
+
+    Args:
+        config: of the run.
+        class_count: classes of the whole set.
+        real: uint8 (n_c, channels, H, W) for each class of the slice, on the device that computes.
+        normalisation: of the whole train split.
+        penalty: the flow that is optimised against; None where bits weigh nothing.
+        synthetic: the slice's images.
+        collective: of the workers.
+    """
+    channels, height, width = real[0].shape[1:]
+    return Engine(
+        matching=config.matching,
+        images=config.images,
+        bits_weight=config.bits_weight,
+        outer_steps=config.outer_steps,
+        seed=config.seed,
+        objective=build_objective(
+            config.objective,
+            distance=config.matching.distance,
+            precision=getattr(torch, config.matching.precision),
+        ),
+        network=build_network(config.network, (channels, height, width), class_count).to(real[0].device),
+        density=penalty,
+        normalisation=normalisation,
+        real=real,
+        synthetic=synthetic,
+        class_count=class_count,
+        collective=collective,
+        flip=config.evaluation.flip,
+    )
+
+
+def build_evaluator(config: RunConfig, class_count: int, normalisation: Normalisation) -> Evaluator:
+    """What trains and tests fresh learners as the run's recipe says."""
+    return Evaluator(
+        recipe=RECIPES[config.evaluation.recipe],
+        network=config.network,
+        classes=class_count,
+        normalisation=normalisation,
+        seed=config.seed,
+        flip=config.evaluation.flip,
+    )
