@@ -112,3 +112,9 @@ def test_two_workers_make_the_same_images_within_two_levels_and_survive_a_kill(
 def test_more_workers_than_the_cluster_can_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the cluster has"):
         train(config(tmp_path, "workers=10", "cpus_per_worker=100"))
+
+
+@pytest.mark.parametrize("workers", ["workers=3", "workers=0", "workers=auto"])
+def test_workers_that_cannot_grow_to_max_workers_are_refused(tmp_path: Path, workers: str) -> None:
+    with pytest.raises(ConfigError, match="max_workers is at least workers"):
+        config(tmp_path, workers, "max_workers=2")
