@@ -141,7 +141,8 @@ def _line(search: SearchConfig, journal: Journal, trial: Trial) -> str:
     chosen = "  ".join(f"{key} {_value(trial.params[key])}" for key in search.space)
     step, accuracy, kilobits, seconds, *_ = _cells(search, trial)
     numbers = f"accuracy {accuracy}  kilobits {kilobits}  seconds {seconds}  step {step}"
-    ended = f"trial {trial.number} {trial.status}: {numbers}  {chosen}  {trial.reason}".rstrip()
+    start = "" if trial.start is None else f"  from trial {trial.start.trial}"
+    ended = f"trial {trial.number} {trial.status}: {numbers}  {chosen}{start}  {trial.reason}".rstrip()
     return f"{_headline(search, journal)}; {ended}"
 
 
