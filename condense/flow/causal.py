@@ -53,7 +53,7 @@ class CausalConv2d(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual: ReLU, causal convolution, ReLU, 1x1 convolution that starts at zero."""
+    """Residual: activation, causal convolution, activation, 1x1 convolution that starts at zero."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """(N, hidden, h, w) to the same shape."""
-        added: Tensor = self.mix(F.relu(self.causal(F.relu(h))))
+        added: Tensor = self.mix(activate(self.causal(activate(h))))
         return h + added
 
 
@@ -205,8 +205,8 @@ class Head(nn.Module):
     def forward(self, h: Tensor, y: Tensor, e: Tensor) -> Mixtures:
         """h (N, hidden, h, w); blocks y and errors e (N, D, h, w), of which a pixel sees those of the pixels before."""
         known = torch.cat([2 * y, bounded(e)], 1)
-        inner = F.relu(self.view(h) + F.conv2d(known, self.inside * self.mask))
-        raw = self.out(F.relu(inner + self.mix(inner))).to(e.dtype)
+        inner = activate(self.view(h) + F.conv2d(known, self.inside * self.mask))
+        raw = self.out(activate(inner + self.mix(inner))).to(e.dtype)
         raw = raw.unflatten(1, (PIXELS, sum(self.sizes), self.components))
         log_weights, means, log_scales, slopes = raw.split(self.sizes, dim=2)
         errors = e.unflatten(1, (PIXELS, self.channels))[:, :, :, None]
@@ -218,6 +218,11 @@ class Head(nn.Module):
                 number += 1
             moved.append(mean)
         return Mixtures(log_weights.log_softmax(3), torch.stack(moved, 2), log_scales.clamp_min(_MIN_LOG_SCALE))
+
+
+def activate(h: Tensor) -> Tensor:
+    """Leaky: with plain ReLU most of the units were dead after 4,000 steps of Muon, and the bits stood still."""
+    return F.leaky_relu(h, 0.1)
 
 
 def bounded(e: Tensor) -> Tensor:

@@ -26,6 +26,9 @@ from condense.tracking import RecordingTracker
 
 HELD_OUT = "held_out_bits_per_dim"
 TINY = FlowDescription(channels=1, image_size=16, levels=2, steps=1, hidden=4, components=2)
+AUTOREGRESSIVE = FlowDescription(
+    architecture="autoregressive", channels=1, image_size=16, steps=1, hidden=16, components=2
+)
 
 
 def recipe(folder: Path, **changes: object) -> FlowFitConfig:
@@ -92,6 +95,18 @@ def test_an_interrupted_and_resumed_fit_is_an_unbroken_one(tmp_path: Path, step:
     assert [point["bits_per_dim"] for point in resumed.card["curve"]] == [
         point["bits_per_dim"] for point in unbroken.card["curve"]
     ]
+
+
+def test_an_autoregressive_fit_by_muon_is_interrupted_and_resumed_exactly(tmp_path: Path) -> None:
+    changes = {"architecture": AUTOREGRESSIVE, "optimiser": "muon", "learning_rate": 1e-3}
+    unbroken = fit(recipe(tmp_path / "unbroken", **changes))
+    broken = recipe(tmp_path / "broken", **changes)
+    with pytest.raises(InterruptedFitError):
+        fit(broken, progress=interrupt_at(4))
+    assert fit(broken, resume=True).digest == unbroken.digest
+    assert load_flow(unbroken.path).description == AUTOREGRESSIVE
+    curve = unbroken.card["curve"]
+    assert curve[-1]["bits_per_dim"] < curve[0]["bits_per_dim"]
 
 
 def test_fit_lowers_held_out_bits_and_leaves_the_global_generator_alone(tmp_path: Path) -> None:
