@@ -1,21 +1,26 @@
 """What the service costs beside the in-process loop, and what a second worker gives: the same run three ways.
 
-    python -m benchmarks.service            # 200 outer steps of the digits: minutes on an idle machine with two cores
-    python -m benchmarks.service --tiny     # 6 outer steps: does it work?
+    python -m benchmarks.service --out benchmarks/results/service.jsonl   # ten minutes, two idle cores
+    python -m benchmarks.service --tiny                                   # does it work?
+    python -m benchmarks.service --read benchmarks/results/service.jsonl  # the table of rows taken before
 
-One line a way: seconds until the first outer step is done (processes, imports, data), seconds from there to the last
-one, and those against the in-process loop (overhead) or against one worker (efficiency = one worker / 2 / two workers).
-Every worker has one thread; checkpoints go to a folder that is thrown away.
+One line a way: seconds until the first outer step is done (processes, imports, data), seconds and CPU-seconds of the
+workers from there to the last one, and those that its parts took; then the medians against the in-process loop
+(overhead) and against one worker (efficiency = one worker / 2 / two workers; in CPU-seconds, which a busy machine does
+not change but which leave out waiting, one worker / both workers). Every worker has one thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,46 +32,98 @@ from condense.surroundings import Progress
 from condense.tracking import NullTracker
 
 ROOT = Path(__file__).parents[1]
-FULL = ("outer_steps=200", "matching.real_batch=128", "network.width=64", "images_per_class=10")
+# The published schedule at ten images per class has 50 inner epochs: with 10, matching and training take about as long.
+FULL = (
+    "images_per_class=10",
+    "matching.inner_epochs=10",
+    "matching.updates=1",
+    "matching.real_batch=64",
+    "network.width=64",
+    "outer_steps=6",
+)
 TINY = ("outer_steps=6", "matching.real_batch=8", "network.width=8", "data.image_size=16")
 COMMON = ("bits_weight=0", "cpus_per_worker=1", "evaluation.every=100000", "evaluation.controls=false")
 CHEAP = ("evaluation.learners=1", "evaluation.validation_images=10")
 
 
-def measure(workers: int, settings: tuple[str, ...]) -> tuple[float, float]:
-    """(seconds to the end of the first outer step, seconds from there to the end of the last)."""
-    marks: dict[int, float] = {}
+def measure(workers: int, settings: tuple[str, ...]) -> dict[str, Any]:
+    """Seconds to the end of the first outer step, from there to the end of the last, and by part of all steps."""
+    marks: dict[int, tuple[float, float]] = {}
 
     def progress(at: Progress) -> None:
-        if at.stage == "condensing":
-            marks.setdefault(at.done, time.perf_counter())
+        if at.stage == "condensing" and at.done not in marks:
+            marks[at.done] = time.perf_counter(), cpu_seconds(workers)
 
     with tempfile.TemporaryDirectory() as folder:
         overrides = (*COMMON, *CHEAP, *settings, f"workers={workers}", f"storage={folder}", "tracking_uri=none")
         config = resolve(RunConfig, ROOT / "examples" / "quickstart.yaml", overrides)
         started = time.perf_counter()
         if workers == 0:
-            condense_here(config, NullTracker(), progress)
+            made = condense_here(config, NullTracker(), progress)
         else:
-            train(config, 10, NullTracker(), progress)
-    return marks[min(marks)] - started, marks[config.outer_steps] - marks[min(marks)]
+            made = train(config, 10, NullTracker(), progress)
+    (first, first_cpu), (last, last_cpu) = marks[min(marks)], marks[config.outer_steps]
+    parts = {name: round(seconds, 2) for name, seconds in made.provenance["seconds_by_part"].items()}
+    return {
+        "workers": workers,
+        "steps": config.outer_steps - min(marks),
+        "start_s": round(first - started, 2),
+        "loop_s": round(last - first, 2),
+        "loop_cpu_s": round(last_cpu - first_cpu, 2),
+        "parts": parts,
+    }
+
+
+def cpu_seconds(workers: int) -> float:
+    """CPU-seconds so far of what computes: this process, or the workers of Ray Train that it started, together."""
+    stats = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, rest = path.read_text().partition("(")[2].rpartition(")")
+            stats[int(path.parent.name)] = name, rest.split()
+    tree = [os.getpid()]
+    for ancestor in tree:
+        tree.extend(pid for pid, (_, fields) in stats.items() if int(fields[1]) == ancestor)
+    computing = [pid for pid in tree if stats[pid][0].startswith("ray::RayTrain")] if workers else tree[:1]
+    ticks = sum(int(stats[pid][1][11]) + int(stats[pid][1][12]) for pid in computing)  # user and system
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The medians and what they say."""
+    for key, together in (("loop_s", 1), ("loop_cpu_s", 2)):  # CPU-seconds are those of both workers together
+        loops = {n: [row[key] / row["steps"] for row in rows if row["workers"] == n] for n in (0, 1, 2)}
+        alone, one, two = (statistics.median(seconds) for seconds in loops.values())
+        for workers, seconds in loops.items():
+            print(f"{key}, {workers} workers: {[round(of_one, 2) for of_one in seconds]} an outer step")
+        print(f"overhead of one worker beside the in-process loop {100 * (one / alone - 1):.1f} %")
+        print(f"efficiency of two workers beside one {together * one / (2 * two):.2f}")
+    for workers in (0, 1, 2):
+        starts = [row["start_s"] for row in rows if row["workers"] == workers]
+        print(f"{workers} workers: to the end of the first step {starts} s")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--read", type=Path)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
+    if arguments.read:
+        show([json.loads(line) for line in arguments.read.read_text().splitlines()])
+        return
     torch.set_num_threads(1)
-    looped: dict[int, list[float]] = {0: [], 1: [], 2: []}
+    rows = []
     for _ in range(1 if arguments.tiny else arguments.repeats):
-        for workers, seconds in looped.items():  # in turn, so that a busy minute strikes all alike
-            start, loop = measure(workers, TINY if arguments.tiny else FULL)
-            seconds.append(loop)
-            print(json.dumps({"workers": workers, "start_s": round(start, 2), "loop_s": round(loop, 2)}), flush=True)
-    alone, one, two = (statistics.median(seconds) for seconds in looped.values())
-    print(f"overhead of one worker beside the in-process loop {100 * (one / alone - 1):.1f} %")
-    print(f"efficiency of two workers beside one {one / (2 * two):.2f}")
+        for workers in (0, 1, 2):  # in turn, so that a busy minute strikes all alike
+            rows.append(measure(workers, (*(TINY if arguments.tiny else FULL), *arguments.set)))
+            print(json.dumps(rows[-1]), flush=True)
+            if arguments.out:
+                with arguments.out.open("a") as stream:
+                    stream.write(json.dumps(rows[-1]) + "\n")
+    show(rows)
 
 
 if __name__ == "__main__":
