@@ -5,8 +5,9 @@
 
 For each seed: one run with the target, then runs with fixed weights a little below and above the one that it ended
 with. The accuracy of a fixed weight at the very same bits is read on the line between these two, over the logarithm of
-bits. Every finished run is a line of RESULTS.jsonl, and runs that are there already are not repeated. The second form
-prints the table of what is there.
+bits. Every finished run is a line of RESULTS.jsonl, and runs that are there already are not repeated; one that is
+interrupted goes on from its last checkpoint (its CPU-seconds are those of the last sitting). The second form prints the
+table of what is there.
 
 What real images ask of a network does not depend on the weight where the network is not trained on the synthetic set
 (one match step, or matching.learner_training other than synthetic): all runs of a seed share it then, as in curve.py.
@@ -20,6 +21,7 @@ import json
 import math
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from torch import Tensor, nn
 from benchmarks.curve import SharedTargets, finished
 from condense import condensation
 from condense.allocator import keep_memory
-from condense.checkpoints import NoCheckpoints
+from condense.checkpoints import LocalCheckpoints
 from condense.collective import Alone
 from condense.condensation import condense
 from condense.config import RunConfig
@@ -44,16 +46,14 @@ MARGIN = 0.5  # points that may be lost
 
 
 class AttemptTargets(SharedTargets):
-    """As SharedTargets, for a run of several attempts: every attempt makes the same calls."""
-
-    def __init__(self, kept: dict[int, Any], calls: int, name: str, **options: Any) -> None:
-        super().__init__(kept, name, **options)
-        self.calls_of_attempt = calls
+    """As SharedTargets, told apart by the network and the real images: a run has several attempts, and may go on."""
 
     def target(self, network: nn.Module, real: Tensor, classes: Tensor) -> Any:
-        """The kept target of this call, or a new one."""
-        self.calls %= self.calls_of_attempt
-        return super().target(network, real, classes)
+        """The kept target of this network and these images, or a new one."""
+        key = hash((float(real.sum()), *(float(parameter.sum()) for parameter in network.parameters())))
+        if key not in self.kept:
+            self.kept[key] = self.inner.target(network, real, classes)
+        return self.kept[key]
 
 
 def one_run(config: RunConfig) -> dict[str, Any]:
@@ -64,9 +64,9 @@ def one_run(config: RunConfig) -> dict[str, Any]:
             print(f"  {at.stage} {at.done}/{at.total} {at.values}", file=sys.stderr, flush=True)
 
     started = time.process_time()
-    facts = condense(
-        config, Surroundings(Alone(), NullTracker(), NoCheckpoints(), progress, torch.device("cpu"))
-    ).provenance
+    keep = LocalCheckpoints(Path(tempfile.gettempdir()) / f"bits-target-{config.identity()}")
+    facts = condense(config, Surroundings(Alone(), NullTracker(), keep, progress, torch.device("cpu"))).provenance
+    keep.path.unlink(missing_ok=True)
     return {
         "images_per_class": config.images_per_class,
         "seed": config.seed,
@@ -97,8 +97,7 @@ def runs_of_seed(target: float, seed: int, overrides: list[str], results: Path) 
         print(f"seed {seed} {own}", file=sys.stderr, flush=True)
         steps, _ = config.matching.schedule(config.images_per_class)
         if steps == 1 or config.matching.learner_training != "synthetic":
-            shared = functools.partial(AttemptTargets, kept, config.outer_steps * steps)
-            condensation.build_objective = shared  # type: ignore[assignment]
+            condensation.build_objective = functools.partial(AttemptTargets, kept)  # type: ignore[assignment]
         made = one_run(config)
         results.parent.mkdir(parents=True, exist_ok=True)
         with results.open("a") as file:

@@ -189,9 +189,15 @@ def read(folder: Path) -> None:
         told = f"{100 * saved:.0f} % of the steps saved, {dropped} of the front lost"
         print(f"  grace {rule.grace:g} margin {rule.margin:g}: {told}")
     if statuses["stopped"]:
-        steps = sum(max(trial.points, default=0) for trial in trials.values() if trial.status == "stopped")
-        saved = 1 - (steps + total * len(finished)) / (total * (statuses["stopped"] + len(finished)))
+        stopped = [trial for trial in trials.values() if trial.status == "stopped"]
+        whole = sum(total - _ahead(trial) for trial in [*stopped, *finished])
+        saved = sum(total - max(trial.points, default=_ahead(trial)) for trial in stopped) / whole
         print(f"  early stopping saved {100 * saved:.0f} % of the outer steps")
+
+
+def _ahead(trial: Trial) -> int:
+    """Outer steps that a warm trial need not do."""
+    return 0 if trial.start is None else trial.start.ahead
 
 
 def _replayed(

@@ -4,8 +4,8 @@
 
 For each seed: one cold run for every weight, then, from each cold set, the runs of the other weights under every rule
 (share of the outer steps, share of the image learning rate). Judged on validation images. Every finished run is a line
-of RESULTS.jsonl, and a seed that is there whole is not repeated; the table is printed at the end: each warm run
-against the cold one of its weight and seed.
+of RESULTS.jsonl, and runs that are there already are not repeated (the cold sets stay in RESULTS-sets beside it). The
+table is printed at the end: each warm run against the cold one of its weight and seed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import itertools
 import json
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,9 @@ def runs_of_seed(seed: int, overrides: list[str], results: Path) -> None:
     """Runs what is missing of one seed."""
     base = resolve(RunConfig, EXAMPLE, overrides)
 
-    def one(values: dict[str, Any], *own: str) -> CondensedDataset:
+    def one(values: dict[str, Any], *own: str) -> None:
+        if known(values):
+            return
         print(values, file=sys.stderr, flush=True)
         own = (f"seed={seed}", f"bits_weight={values['bits_weight']}", "evaluation.test=false", *own)
         config = resolve(RunConfig, EXAMPLE, [*overrides, *own])
@@ -64,36 +65,33 @@ def runs_of_seed(seed: int, overrides: list[str], results: Path) -> None:
         started = time.process_time()
         around = Surroundings(Alone(), NullTracker(), NoCheckpoints(), lambda at: None, torch.device("cpu"))
         made = condense(config, around)
-        if not known(values):
-            results.parent.mkdir(parents=True, exist_ok=True)
-            with results.open("a") as file:
-                file.write(json.dumps(row_of(made, values, time.process_time() - started)) + "\n")
-        return made
+        if values["start"] is None:
+            write_dataset(sets / f"{values['bits_weight']}.parquet", made)
+        results.parent.mkdir(parents=True, exist_ok=True)
+        with results.open("a") as file:
+            file.write(json.dumps(row_of(made, values, time.process_time() - started)) + "\n")
 
     def known(values: dict[str, Any]) -> bool:
         return any({key: row[key] for key in values} == values for row in finished(results))
 
-    cold = {
-        weight: {"seed": seed, "bits_weight": weight, "start": None, "steps": 1.0, "rate": 1.0}
+    sets = results.absolute().parent / f"{results.stem}-sets" / str(seed)
+    cold = [
+        {"seed": seed, "bits_weight": weight, "start": None, "steps": 1.0, "rate": 1.0}
         for weight in sorted({weight for pair in PAIRS for weight in pair})
-    }
+    ]
     warm = [
         {"seed": seed, "bits_weight": weight, "start": start, "steps": steps, "rate": rate}
         for (start, weight), (steps, rate) in itertools.product(PAIRS, RULES)
     ]
-    if all(map(known, [*cold.values(), *warm])):
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        for weight, values in cold.items():
-            write_dataset(Path(folder) / f"{weight}.parquet", one(values))
-        for values in warm:
-            if not known(values):
-                one(
-                    values,
-                    f"images.init=set:{folder}/{values['start']}.parquet",
-                    f"outer_steps={round(values['steps'] * base.outer_steps)}",
-                    f"images.learning_rate={values['rate'] * base.images.learning_rate}",
-                )
+    for values in cold:
+        one(values)
+    for values in warm:
+        one(
+            values,
+            f"images.init=set:{sets}/{values['start']}.parquet",
+            f"outer_steps={round(values['steps'] * base.outer_steps)}",
+            f"images.learning_rate={values['rate'] * base.images.learning_rate}",
+        )
 
 
 def table(rows: list[dict[str, Any]]) -> str:
