@@ -106,6 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--jobs", type=int, default=50)
     parser.add_argument("--at-once", type=int, default=2)
+    parser.add_argument("--limit-s", type=float, default=3600, help="submit no more after this; what ran is summed up")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, local_cluster() as cluster:
@@ -116,14 +117,13 @@ def main() -> None:
         server.start()
         uri = f"http://127.0.0.1:{server.port}"
         try:
-            soak(cluster, server, folder, uri, arguments.jobs, arguments.at_once, arguments.out)
+            soak(cluster, server, folder, uri, arguments)
         finally:
             server.kill()
 
 
-def soak(
-    cluster: RayCluster, server: Server, folder: Path, uri: str, count: int, at_once: int, out: Path | None
-) -> None:
+def soak(cluster: RayCluster, server: Server, folder: Path, uri: str, arguments: argparse.Namespace) -> None:
+    count, at_once = arguments.jobs, arguments.at_once
     places = [f"output={folder}/condensed", f"storage={folder}/runs", f"tracking_uri={uri}"]
     for _ in range(at_once):
         cluster.join()
@@ -133,6 +133,8 @@ def soak(
     rows: list[dict[str, float]] = []
     submitted, failed, started, sampled = 0, 0, time.monotonic(), 0.0
     while submitted < count or running:
+        if submitted < count and time.monotonic() - started > arguments.limit_s:
+            count = submitted
         if submitted < count and len(running) < at_once:
             running[submit(jobs, folder / "project", places, submitted)] = time.monotonic()
             submitted += 1
@@ -151,8 +153,8 @@ def soak(
             print(json.dumps(rows[-1]), flush=True)
         time.sleep(0.5)
     time.sleep(SETTLE_S)
-    if out:
-        out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if arguments.out:
+        arguments.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     total = time.monotonic() - started - SETTLE_S
     print(f"{count} jobs, {at_once} at a time, {failed} failed; {total:.0f} s in all,", end=" ")

@@ -19,6 +19,9 @@ from pathlib import Path
 
 BIN = Path(sys.executable).parent
 START_S = 600.0  # a busy machine
+ATTEMPTS = 5
+LOOPBACK = "127.0.0.1"
+STARTED = "Ray runtime started"
 
 
 def free_port() -> int:
@@ -32,7 +35,7 @@ class RayCluster:
     """A head without CPUs, whose address and token nobody else has, and nodes that come and go."""
 
     folder: Path
-    host: str = "127.0.0.1"
+    host: str = LOOPBACK
     token: str = field(default_factory=lambda: secrets.token_hex(32))
     port: int = field(default_factory=free_port)
     dashboard: int = field(default_factory=free_port)
@@ -60,29 +63,40 @@ class RayCluster:
             "OMP_NUM_THREADS": "1",
         }
 
-    def start(self, *options: str, through: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-        """`ray start`, as an argument of the command `through`."""
+    def start(
+        self, *options: str, started: Callable[[str], bool], through: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
+        """`ray start`, as an argument of the command `through`; again if it gives up, as it does after 30 seconds.
+
+        Returns when it has started: two that start at once on one machine take each other's sockets.
+        """
         command = [*through, str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *options]
         command += ["--object-store-memory=100000000", f"--dashboard-agent-listen-port={free_port()}"]
-        log = (self.folder / f"node{len(self.nodes)}.log").open("wb")
-        node = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
-        self.nodes.append(node)
-        return node
+        file = self.folder / f"node{len(self.nodes)}.log"
+        for _ in range(ATTEMPTS):
+            with file.open("wb") as log:
+                node = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+            self.nodes.append(node)
+            until(lambda: self.nodes[-1].poll() is not None or started(file.read_text()))
+            if node.poll() is None:
+                return node
+            self.nodes.pop()
+        raise AssertionError(file.read_text())
 
     def head(self) -> None:
-        options = [f"--port={self.port}", f"--node-ip-address={self.host}"]
-        options += ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"]
-        node = self.start("--head", "--num-cpus=0", *options)
-        until(lambda: self.ray("job", "list", "--address", self.address).returncode == 0 or node.poll() is not None)
-        assert node.poll() is None, (self.folder / "node0.log").read_text()
+        options = [f"--port={self.port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"]
+        if self.host != LOOPBACK:
+            options.append(f"--node-ip-address={self.host}")
+
+        def answers(log: str) -> bool:
+            return STARTED in log and self.ray("job", "list", "--address", self.address).returncode == 0
+
+        self.start("--head", "--num-cpus=0", *options, started=answers)
 
     def join(self, *options: str, through: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-        """A node with one CPU; it has started, as two that start at once on one machine take each other's sockets."""
-        node = self.start(f"--address={self.host}:{self.port}", "--num-cpus=1", *options, through=through)
-        log = self.folder / f"node{len(self.nodes) - 1}.log"
-        until(lambda: "Ray runtime started" in log.read_text() or node.poll() is not None)
-        assert node.poll() is None, log.read_text()
-        return node
+        """A node with one CPU."""
+        address = f"--address={self.host}:{self.port}"
+        return self.start(address, "--num-cpus=1", *options, started=lambda log: STARTED in log, through=through)
 
     def ray(self, *arguments: str, **changed: str) -> subprocess.CompletedProcess[str]:
         environment = self.environment | changed
@@ -122,7 +136,7 @@ def family(pid: int) -> list[int]:
 
 
 @contextmanager
-def local_cluster(host: str = "127.0.0.1") -> Iterator[RayCluster]:
+def local_cluster(host: str = LOOPBACK) -> Iterator[RayCluster]:
     """A head at this address, and at the end no process of it."""
     folder = Path(tempfile.mkdtemp(prefix="ray"))  # short: sockets have names of at most 107 bytes
     made = RayCluster(folder, host)
