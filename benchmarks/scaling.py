@@ -38,7 +38,7 @@ from condense.settings import resolve
 from condense.slices import normalisation_of
 from condense.synthetic import initial_set
 
-STEPS, EXCHANGES = 2, 200
+STEPS, EXCHANGES = 1, 200
 
 
 def engine_seconds(config: RunConfig, classes: int) -> dict[str, float]:
@@ -75,11 +75,13 @@ def _exchange(rank: int, numbers: int, found: list[float]) -> None:
     dist.destroy_process_group()
 
 
-def measured(rows: Path) -> None:
+def measured(rows: Path, settings: list[str], clock: str) -> None:
     """The model's prediction of the two-worker run of benchmarks.service, beside what it took."""
+    if clock == "cpu":
+        time.perf_counter = time.process_time
     keep_memory()
     torch.set_num_threads(1)
-    config = resolve(RunConfig, ROOT / "examples" / "quickstart.yaml", (*FULL, "bits_weight=0", "workers=0"))
+    config = resolve(RunConfig, ROOT / "examples" / "quickstart.yaml", (*FULL, "bits_weight=0", "workers=0", *settings))
     whole, half = engine_seconds(config, 10), engine_seconds(config, 5)
     steps, epochs = config.matching.schedule(config.images_per_class)
     exchanges = (steps - 1) * epochs * math.ceil(10 * config.images_per_class / config.matching.learner_batch)
@@ -92,6 +94,8 @@ def measured(rows: Path) -> None:
     fixed = 2 * sum(half.values()) - sum(whole.values())
     print(f"of {one:.2f} s an outer step {fixed:.2f} s do not shrink with the slice (launches)")
     print(f"predicted: {one:.2f} s on one worker, {two:.2f} s on two, efficiency {one / (2 * two):.2f}")
+    if not rows.exists():
+        return
     found = [json.loads(line) for line in rows.read_text().splitlines()]
     for workers, predicted in ((0, one), (1, one), (2, two)):
         taken = statistics.median(row["loop_s"] for row in found if row["workers"] == workers) / (
@@ -207,9 +211,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=["measured", "gpus"])
     parser.add_argument("--rows", type=Path, default=ROOT / "benchmarks" / "results" / "service.jsonl")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: of one process, on a busy machine"
+    )
     arguments = parser.parse_args()
     if arguments.what == "measured":
-        measured(arguments.rows)
+        measured(arguments.rows, arguments.set, arguments.clock)
     else:
         gpus()
 

@@ -92,6 +92,23 @@ def run(
 
 
 @app.command()
+def estimate(
+    config: Annotated[Path, typer.Argument(help="YAML file, such as examples/quickstart.yaml.")],
+    overrides: Overrides = None,
+) -> None:
+    """Say what a run will take on machines like this one: time, memory, checkpoints, the best number of workers.
+
+    Measures real steps of the config for some seconds to a minute; starts, writes and registers nothing.
+    """
+    from condense import console
+    from condense.config import RunConfig
+    from condense.estimate import estimate as estimated
+    from condense.settings import resolve
+
+    console.show_estimate(str(config), estimated(resolve(RunConfig, config, overrides or [])))
+
+
+@app.command()
 def tune(
     config: Annotated[Path, typer.Argument(help="YAML file, such as examples/search.yaml.")],
     overrides: Overrides = None,

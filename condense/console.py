@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -16,6 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from condense.flow.bits import BitsReport
+
+if TYPE_CHECKING:
+    from condense.estimate import Estimate
 
 LOG_WIDTH = 140  # of tables in a log, which has no width of its own
 
@@ -65,6 +68,31 @@ def progress_shown() -> Iterator[Callable[[str, int, int, Mapping[str, float]], 
 
 def _numbers(values: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in values.items() if not name.startswith("seconds/"))
+
+
+def show_estimate(title: str, found: Estimate) -> None:
+    """What a run will take, part by part, and what it would take on other numbers of workers."""
+    table = Table(title=f"{title} on machines like this one", title_justify="left")
+    layouts = sorted((found.chosen, *found.others), key=lambda at: at.workers)
+    for column in ("workers", "threads each", "whole run", *found.chosen.seconds, "memory of each"):
+        table.add_column(column, justify="right")
+    for at in layouts:
+        name = "0 (this process)" if at.workers == 0 else str(at.workers)
+        times = (f"{seconds:,.0f} s" for seconds in (at.total_s, *at.seconds.values()))
+        style = "bold" if at is found.chosen else None
+        table.add_row(name, str(at.threads), *times, f"{at.memory_mib:,.0f} MiB", style=style)
+    out.print(table)
+    costs = found.costs
+    out.print(
+        f"bold: as the config stands. Measured here on {costs.classes} classes with {costs.threads} threads: an outer"
+        f" step {costs.outer_step:.3g} s, an evaluation learner {1000 * costs.epoch:.3g} ms an epoch, the bits of an"
+        f" image {1000 * costs.bits:.3g} ms; the start of Ray and MLflow is a constant of two idle cores"
+    )
+    if found.device_mib:
+        out.print(f"memory of each GPU: {found.device_mib:,.0f} MiB")
+    out.print(f"checkpoints: {found.checkpoint_bytes / 1e6:,.2f} MB in all that are kept at once")
+    free = f"{found.memory_available_mib:,.0f} MiB free here"
+    out.print(f"suggested: workers={found.best.workers} ({found.best.total_s:,.0f} s; {free})")
 
 
 def show_result(facts: Mapping[str, Any], class_count: int, images: int) -> None:

@@ -1,0 +1,173 @@
+"""What a run will take before it starts: time, memory per worker, checkpoints, and on how many workers it is best done.
+
+    time = start + reading + outer_steps * step + evaluations + end
+
+The parts are measured on this machine (condense.calibration); a step of another number of workers is taken as
+proportional to the classes of the largest slice. What a run costs outside of its workers are constants, below.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from condense.calibration import MIB, Costs, calibrate
+from condense.condensation import REAL_BITS_IMAGES, open_checked
+from condense.config import RunConfig
+from condense.evaluation import RECIPES, STACKED_WIDTH
+from condense.slices import HELD_BYTES
+from condense.sources import DataSource
+from condense.storage import KEEP
+
+# From the quickstart on two idle cores of an AMD EPYC: 77 s in all, of which 53 s are the worker's own computation and
+# the rest, less two times the imports, is this.
+RAY_START_S = 8.0  # Ray itself, the placement of the workers, Ray Train
+RAY_END_S = 2.0
+TRACKED_S = 7.0  # imports of MLflow, its store, the registered version
+RAY_MIB = 90.0  # of a worker, for Ray: 59 for its imports
+TRACKED_MIB = 55.0  # of a process that logs to MLflow, for its imports
+
+JPEG_MEASUREMENTS = 9  # of a slice's images: the bisection over qualities and what is kept of it
+TARGET_ATTEMPTS = 4  # whole runs that a bits_target takes, two to six
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to run: `workers` (0 is in this process) with `threads` each, and what that takes.
+
+    Seconds by part; memory_mib: peak of the process that needs most.
+    """
+
+    workers: int
+    threads: int
+    seconds: dict[str, float]
+    memory_mib: float
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of the whole command."""
+        return sum(self.seconds.values())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of a config as it stands, and of other numbers of workers on this machine.
+
+    checkpoint_bytes: of all that are kept at once. device_mib: peak on each GPU, 0 without one.
+    """
+
+    chosen: Layout
+    others: tuple[Layout, ...]
+    best: Layout
+    checkpoint_bytes: int
+    device_mib: float
+    memory_available_mib: float
+    costs: Costs
+
+
+def estimate(config: RunConfig) -> Estimate:
+    """What a run of this config will take on machines like this one.
+
+    Raises:
+        CondenseError: what the run itself would raise before its first step.
+    """
+    source, flow = open_checked(config)
+    classes = len(source.class_names)
+    workers, threads = _layout(config, classes)
+    shared = max(workers, 1)
+    together = 1
+    if torch.cuda.is_available() or config.network.width <= STACKED_WIDTH:
+        together = math.ceil(config.evaluation.learners / shared)
+    costs = calibrate(config, math.ceil(classes / shared), threads, together)
+    chosen = predicted(config, source, flow is not None, costs, workers, threads)
+    cores = os.cpu_count() or 1
+    counts = [n for n in (0, 1, 2, 4, 8, 16, 32, 64) if n <= min(classes, torch.cuda.device_count() or cores)]
+    others = tuple(
+        predicted(config, source, flow is not None, costs, n, cores // max(n, 1)) for n in counts if n != workers
+    )
+    available = _available_mib()
+    fitting = [at for at in (chosen, *others) if at.memory_mib * max(at.workers, 1) <= available]
+    best = min(fitting or [chosen], key=lambda at: at.total_s)
+    kept = KEEP * math.ceil(costs.checkpoint * classes / costs.classes)
+    return Estimate(chosen, others, best, kept, costs.device, available, costs)
+
+
+def _layout(config: RunConfig, classes: int) -> tuple[int, int]:
+    """(workers, threads of each) as the run lays them out on this machine."""
+    cores, cards = os.cpu_count() or 1, torch.cuda.device_count()
+    workers = max(1, min(classes, cards or cores // 2)) if config.workers == "auto" else config.workers
+    if workers == 0:
+        return 0, torch.get_num_threads()
+    return workers, config.cpus_per_worker or max(1, cores // workers)
+
+
+def predicted(
+    config: RunConfig, source: DataSource, measured: bool, costs: Costs, workers: int, threads: int
+) -> Layout:
+    """A layout's seconds and memory from the costs of any; `measured`: bits are, because there is a flow."""
+    shared = max(workers, 1)
+    classes = len(source.class_names)
+    part = math.ceil(classes / shared) / costs.classes  # of the slice that was calibrated
+    slower = _slower(costs, threads)
+    at = config.evaluation
+    attempts = 1 if config.bits_target is None else TARGET_ATTEMPTS
+    every = at.every or math.ceil(config.outer_steps / 5)
+    followed = attempts * math.ceil(config.outer_steps / every)
+    test_images = source.count("test") if at.test else 0
+    validation_images = min(at.validation_images, source.count("validation"))
+    sets = 0 if not at.test else 1 + ((3 if measured else 2) if at.controls else 0)
+    epochs = RECIPES[at.recipe].epochs
+
+    def learners(count: int, tested: int) -> float:
+        one = costs.learner + costs.epoch * epochs + costs.tested * tested
+        return slower * math.ceil(count / shared) * one
+
+    whole = classes * config.images_per_class
+    own = math.ceil(whole / shared)
+    counted = min(REAL_BITS_IMAGES // shared, whole * 100) + whole + own * (followed + attempts)
+    if sets > 1:
+        counted += own * (JPEG_MEASUREMENTS + 3)
+    seconds = {
+        "starting": costs.imports + costs.opening + (RAY_START_S + costs.imports + costs.opening if workers else 0),
+        "reading": costs.reading * (sum(source.class_counts) + validation_images + test_images) / shared
+        + costs.building,
+        "outer steps": attempts * config.outer_steps * costs.outer_step * slower * part,
+        "evaluations": followed * learners(at.validation_learners, validation_images)
+        + sets * learners(at.learners, test_images)
+        + slower * costs.bits * counted,
+        "ending": (RAY_END_S if workers else 0) + (TRACKED_S if config.tracking_uri != "none" else 0),
+    }
+    image = math.prod(source.shape) / MIB
+    largest = sum(sorted(source.class_counts, reverse=True)[: math.ceil(classes / shared)])
+    held = largest + validation_images + min(test_images, HELD_BYTES // math.prod(source.shape))
+    working = costs.peak - costs.imported - costs.images
+    clustered = 2 * 4 * max(source.class_counts) * image if at.controls and at.test else 0.0  # float copies of a class
+    memory = costs.imported + held * image + max(working * max(part, 1), clustered)
+    memory += RAY_MIB if workers else 0
+    memory += TRACKED_MIB if config.tracking_uri != "none" else 0
+    return Layout(workers, threads, seconds, memory)
+
+
+def _slower(costs: Costs, threads: int) -> float:
+    """The time of so many threads over that of those calibrated: between the two counts measured, Amdahl's law."""
+    cores = os.cpu_count() or 1
+    if threads == costs.threads or cores == 1 or costs.outer_step == costs.outer_step_other:
+        return 1.0
+    alone, all_ = costs.outer_step, costs.outer_step_other
+    if costs.threads != 1:
+        alone, all_ = all_, alone
+    spread = (alone - all_) / (1 - 1 / cores)  # seconds of one thread that more threads share
+    seconds = alone - spread * (1 - 1 / threads)
+    return seconds / costs.outer_step
+
+
+def _available_mib() -> float:
+    """Memory that this machine can still give: what Linux says of it, elsewhere all that there is."""
+    stated = Path("/proc/meminfo")
+    if stated.exists():
+        return int(stated.read_text().partition("MemAvailable:")[2].split()[0]) / 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / MIB

@@ -1,0 +1,89 @@
+"""What `condense estimate` says, held against the run itself: in CPU-seconds, which a busy machine changes little."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from condense.calibration import costs_here
+from condense.checkpoints import Checkpoint, pack
+from condense.collective import Alone
+from condense.condensation import condense, open_checked
+from condense.config import RunConfig
+from condense.estimate import estimate, predicted
+from condense.parquet import CondensedDataset
+from condense.settings import resolve
+from condense.storage import KEEP
+from condense.surroundings import Surroundings
+from condense.tracking import NullTracker
+from tests.conftest import QUICKSTART, TINY, Command
+
+# Two match steps and some training between them, so that what is extrapolated is extrapolated.
+SMALL = (*TINY, "images_per_class=4", "outer_steps=6", "matching.inner_epochs=6", "matching.updates=2")
+
+
+class Kept:
+    """Checkpoints in a list."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def save(self, checkpoint: Checkpoint | None, metrics: dict[str, float]) -> None:
+        assert checkpoint is not None
+        self.sizes.append(len(pack(checkpoint)))
+
+    def latest(self) -> Checkpoint | None:
+        return None
+
+
+def config(*overrides: str) -> RunConfig:
+    return resolve(RunConfig, QUICKSTART, (*SMALL, *overrides))
+
+
+def run(of: RunConfig, kept: Kept) -> CondensedDataset:
+    return condense(of, Surroundings(Alone(), NullTracker(), kept, lambda at: None, torch.device("cpu")))
+
+
+def test_cpu_seconds_are_those_of_the_run_within_a_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "perf_counter", time.process_time)
+    of = config()
+    source, flow = open_checked(of)
+    foreseen = predicted(of, source, flow is not None, costs_here(of, 10, 1, 1, 0.0), 0, 1)
+    made = run(of, Kept())
+    steps = sum(made.provenance["seconds_by_part"].values())
+    whole = made.provenance["seconds"]
+    assert foreseen.seconds["outer steps"] == pytest.approx(steps, rel=0.6)
+    assert foreseen.total_s == pytest.approx(whole, rel=0.6)
+
+
+def test_checkpoints_and_memory_are_those_of_the_run(tmp_path: Path) -> None:
+    of, kept = config(), Kept()
+    found = estimate(of)
+    run(of, kept)
+    assert found.checkpoint_bytes == pytest.approx(KEEP * max(kept.sizes), rel=0.02)
+    command = [str(Path(sys.executable).with_name("condense")), "run", str(QUICKSTART), *SMALL]
+    started = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(started.pid, 0)
+    assert status == 0
+    assert found.chosen.memory_mib == pytest.approx(usage.ru_maxrss / 1024, rel=0.3)
+
+
+def test_the_command_suggests_a_layout_and_leaves_nothing_behind(condense: Command, tmp_path: Path) -> None:
+    outcome = condense("estimate", QUICKSTART, *TINY)
+    assert outcome.code == 0
+    assert "suggested: workers=" in outcome.out
+    assert "0 (this process)" in outcome.out
+    assert "checkpoints: " in outcome.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_run_would_refuse_is_refused(condense: Command) -> None:
+    outcome = condense("estimate", QUICKSTART, *TINY, "images_per_class=1000")
+    assert outcome.code == 2
+    assert "fewer than images_per_class=1000" in outcome.err
