@@ -31,6 +31,7 @@ from condense.flow.causal import (
     LinearPrediction,
     Mixtures,
     activate,
+    normalise,
     seen_by_network,
     with_ones,
 )
@@ -167,7 +168,7 @@ class Autoregressive(Flow):
         h: Tensor = self.first(seen_by_network(y, e))
         for block in self.blocks:
             h = block(h)
-        return activate(h)
+        return activate(normalise(h))
 
     def _in_order(self, count: int, fill: Callable[[Tensor, Tensor, int, int], Tensor]) -> Tensor:
         """x (count, C, H, W) of blocks that `fill` gives, (count, D, 1, 1), one after another.
@@ -187,9 +188,9 @@ class Autoregressive(Flow):
                 from_past = self.prediction.from_window(before[:, :, *window])
                 h = self.first.valid(seen[:, :, *window])
                 for block, past in zip(self.blocks, kept, strict=True):
-                    past[:, :, row + 1, column + 1] = activate(h[:, :, 0, 0])
+                    past[:, :, row + 1, column + 1] = activate(normalise(h))[:, :, 0, 0]
                     h = h + block.mix(activate(block.causal.valid(past[:, :, row : row + 2, column : column + 3])))
-                own = fill(activate(h), from_past, row, column)
+                own = fill(activate(normalise(h)), from_past, row, column)
                 e = self.prediction.errors(own, from_past)
                 y[:, :, row, column] = before[:, :-1, row + 2, column + 3] = own[:, :, 0, 0]
                 seen[:, :, row + 2, column + 3] = seen_by_network(own, e)[:, :, 0, 0]

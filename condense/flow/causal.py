@@ -53,7 +53,7 @@ class CausalConv2d(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual: activation, causal convolution, activation, 1x1 convolution that starts at zero."""
+    """Residual: unit mean square, activation, causal convolution, activation, 1x1 convolution that starts at zero."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """(N, hidden, h, w) to the same shape."""
-        added: Tensor = self.mix(activate(self.causal(activate(h))))
+        added: Tensor = self.mix(activate(self.causal(activate(normalise(h)))))
         return h + added
 
 
@@ -221,8 +221,13 @@ class Head(nn.Module):
 
 
 def activate(h: Tensor) -> Tensor:
-    """Leaky: with plain ReLU most of the units were dead after 4,000 steps of Muon, and the bits stood still."""
+    """Leaky: under plain ReLU most units were dead after 4,000 steps."""
     return F.leaky_relu(h, 0.1)
+
+
+def normalise(h: Tensor) -> Tensor:
+    """Unit mean square over channels, at each block alone."""
+    return h * (h.square().mean(1, keepdim=True) + 1e-6).rsqrt()
 
 
 def bounded(e: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Muon: Adam, with orthogonalised momentum for the matrices between features (Jordan et al. 2024).
 
-A matrix W moves by  -rate sqrt(max(1, rows / columns)) U V^T,  with U S V^T the singular value decomposition of its
-Nesterov momentum, found to bfloat16's precision by five Newton-Schulz steps of degree 5. A convolution's kernel is the
-matrix (outputs, inputs * height * width).
+A matrix W moves by  -rate (sqrt(max(1, rows / columns)) U V^T + decay W),  with U S V^T the singular value decomposition
+of its Nesterov momentum, found to bfloat16's precision by five Newton-Schulz steps of degree 5. A convolution's kernel
+is the matrix (outputs, inputs * height * width).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 MIN_SIDE = 16  # of a matrix
+_WEIGHT_DECAY = 0.1  # of matrices, times their rate: without it they grow and their units fall silent
 _MOMENTUM = 0.95
 _NEWTON_SCHULZ_STEPS = 5
 # Of the odd polynomial a s + b s^3 + c s^5, chosen there for its slope at 0; singular values end within 0.7 to 1.2.
@@ -31,7 +32,7 @@ class Muon(torch.optim.Adam):
         matrix_rate: of the matrices, in units of `lr`, so that one schedule serves both.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, matrix_rate: float = 4.0) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, matrix_rate: float = 32.0) -> None:
         everything = list(parameters)
         super().__init__(everything, lr=lr, betas=(0.9, 0.99))
         self._matrices = [p for p in everything if p.ndim == 4 and min(p.shape[:2]) >= MIN_SIDE]
@@ -59,6 +60,7 @@ class Muon(torch.optim.Adam):
             shape = rows.permute(0, 2, 3, 1).shape
             direction = orthogonalise(rows.permute(0, 2, 3, 1).flatten(1))
             scale = max(1.0, direction.shape[0] / direction.shape[1]) ** 0.5
+            matrix.mul_(1 - rate * _WEIGHT_DECAY)
             matrix.sub_(direction.to(matrix.dtype).view(shape).permute(0, 3, 1, 2), alpha=rate * scale)
         return loss
 

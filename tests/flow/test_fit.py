@@ -98,7 +98,7 @@ def test_an_interrupted_and_resumed_fit_is_an_unbroken_one(tmp_path: Path, step:
 
 
 def test_an_autoregressive_fit_by_muon_is_interrupted_and_resumed_exactly(tmp_path: Path) -> None:
-    changes = {"architecture": AUTOREGRESSIVE, "optimiser": "muon", "learning_rate": 1e-3}
+    changes = {"architecture": AUTOREGRESSIVE, "optimiser": "muon", "learning_rate": 2e-4}
     unbroken = fit(recipe(tmp_path / "unbroken", **changes))
     broken = recipe(tmp_path / "broken", **changes)
     with pytest.raises(InterruptedFitError):

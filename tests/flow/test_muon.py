@@ -25,7 +25,7 @@ def test_matrices_alone_move_by_equal_lengths_in_all_directions() -> None:
         parameter.grad = torch.randn(parameter.shape, generator=generator(1, "gradient"))
     optimiser.step()
     lengths = torch.linalg.svdvals(matrix.detach().permute(0, 2, 3, 1).flatten(1))
-    assert ((lengths > 0.5 * 4 * 0.01) & (lengths < 1.3 * 4 * 0.01)).all()
+    assert ((lengths > 0.5 * 32 * 0.01) & (lengths < 1.3 * 32 * 0.01)).all()
     for parameter in (narrow, bias):  # Adam's first step is the rate, with the gradient's opposite sign
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.detach(), -0.01 * parameter.grad.sign())
