@@ -157,6 +157,11 @@ def on_workers(
                 outcome = trainer.fit().return_value
             except ray.train.TrainingFailedError as error:
                 raise _cause(error, config) from error
+            except ray.exceptions.RayError as error:  # of the driver's node: workers' are the controller's business
+                raise ClusterError(
+                    f"Ray lost what leads this run: {(str(error).strip() or type(error).__name__).splitlines()[0]}",
+                    "is there memory left on the driver's node? The same command goes on from the last checkpoint",
+                ) from error
         if isinstance(outcome, CondenseError):
             raise outcome
         return outcome
@@ -247,6 +252,8 @@ def _relayed(queue: Queue, progress: Callable[[Progress], None]) -> Iterator[Non
                 progress(queue.get(timeout=POLL_S))
             except Empty:
                 continue
+            except ray.exceptions.RayError:  # the queue is gone: the run ends with the error that took it
+                return
 
     thread = threading.Thread(target=relay, daemon=True)
     thread.start()
