@@ -1,8 +1,8 @@
 """Muon: Adam, with orthogonalised momentum for the matrices between features (Jordan et al. 2024).
 
 A matrix W moves by  -rate (sqrt(max(1, rows / columns)) U V^T + decay W),  with U S V^T the singular value
-decomposition of its Nesterov momentum, found to bfloat16's precision by five Newton-Schulz steps of degree 5. A convolution's kernel
-is the matrix (outputs, inputs * height * width).
+decomposition of its Nesterov momentum, found to bfloat16's precision by five Newton-Schulz steps of degree 5. A
+convolution's kernel is the matrix (outputs, inputs * height * width).
 """
 
 from __future__ import annotations
