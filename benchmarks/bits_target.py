@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import math
 import statistics
 import sys
@@ -29,8 +28,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.curve import SharedTargets, finished
-from condense import condensation
+from benchmarks.curve import SharedTargets
+from benchmarks.rows import append, finished
+from condense import building
 from condense.allocator import keep_memory
 from condense.checkpoints import LocalCheckpoints
 from condense.collective import Alone
@@ -97,11 +97,9 @@ def runs_of_seed(target: float, seed: int, overrides: list[str], results: Path) 
         print(f"seed {seed} {own}", file=sys.stderr, flush=True)
         steps, _ = config.matching.schedule(config.images_per_class)
         if steps == 1 or config.matching.learner_training != "synthetic":
-            condensation.build_objective = functools.partial(AttemptTargets, kept)  # type: ignore[assignment]
+            building.build_objective = functools.partial(AttemptTargets, kept)  # type: ignore[assignment]
         made = one_run(config)
-        results.parent.mkdir(parents=True, exist_ok=True)
-        with results.open("a") as file:
-            file.write(json.dumps(made) + "\n")
+        append(results, made)
         return made
 
     weight = row(f"bits_target={target}")["bits_weight"]

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import json
 import statistics
 import sys
 import time
@@ -25,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condense import condensation
+from benchmarks.rows import append, finished
+from condense import building
 from condense.allocator import keep_memory
 from condense.checkpoints import NoCheckpoints
 from condense.collective import Alone
@@ -56,11 +56,6 @@ class SharedTargets:
     def distances(self, network: nn.Module, target: Any, synthetic: Tensor, classes: Tensor) -> Tensor:
         """Those of the objective."""
         return self.inner.distances(network, target, synthetic, classes)
-
-
-def finished(results: Path) -> list[dict[str, float]]:
-    """The rows so far."""
-    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
 def one_run(config: RunConfig) -> dict[str, float | str]:
@@ -128,11 +123,9 @@ def main() -> None:
         overrides = [*arguments.overrides, f"bits_weight={weight}", f"seed={seed}"]
         targets = {seed: targets.get(seed, {})}
         shared = targets[seed]
-        condensation.build_objective = functools.partial(SharedTargets, shared)  # type: ignore[assignment]
+        building.build_objective = functools.partial(SharedTargets, shared)  # type: ignore[assignment]
         row = one_run(resolve(RunConfig, arguments.config, overrides))
-        arguments.results.parent.mkdir(parents=True, exist_ok=True)
-        with arguments.results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append(arguments.results, row)
     print(table(finished(arguments.results)))
 
 

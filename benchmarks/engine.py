@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.rows import append, finished
 from condense.allocator import keep_memory
 from condense.collective import Alone
 from condense.engine import Engine
@@ -128,10 +129,10 @@ def speed(out: Path, datasets: list[str], ipcs: list[int], repeats: int) -> None
                     for part in kept:
                         kept[part] += times[part]
             row = {"dataset": dataset, "ipc": ipc, "ceiling_gflops": ceiling(), "seconds": rows}
-            write(out, row)
+            append(out, row)
     print("| | ipc | reference | float32 | bfloat16 | of the ceiling, float32 | inner epoch: reference | ours |")
     print("|---|---|---|---|---|---|---|---|")
-    for row in map(json.loads, out.read_text().splitlines()):
+    for row in finished(out):
         best = {name: {part: min(times) for part, times in parts.items()} for name, parts in row["seconds"].items()}
         reference, ours, half = (best[name]["match"] for name in ("reference", "float32", "bfloat16"))
         share = gflop(SHAPES[row["dataset"]], CLASSES * REAL) / ours / row["ceiling_gflops"]
@@ -163,19 +164,12 @@ def memory(out: Path, counts: list[int], ipcs: list[int]) -> None:
     """One process for each class count and images per class; the table."""
     for ipc in ipcs:
         for classes in counts:
-            write(out, child("grown", "--classes", classes, "--ipc", ipc))
+            append(out, child("grown", "--classes", classes, "--ipc", ipc))
     print("| classes | ipc | data MiB | step MiB | step KiB a class |")
     print("|---|---|---|---|---|")
-    for row in map(json.loads, out.read_text().splitlines()):
+    for row in finished(out):
         per_class = 1024 * row["step_mib"] / row["classes"]
         print(f"| {row['classes']} | {row['ipc']} | {row['data_mib']:.0f} | {row['step_mib']:.0f} | {per_class:.0f} |")
-
-
-def write(out: Path, row: dict[str, Any]) -> None:
-    """Adds a line."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a") as file:
-        file.write(json.dumps(row) + "\n")
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rows import tell
 from condense.calibration import Costs, costs_here
 from condense.condensation import open_checked
 from condense.config import RunConfig
@@ -137,10 +138,7 @@ def main() -> None:
             taken = run(EXAMPLES / file, overrides, workers)
             row["measured_s"] = round(taken["cpu_s" if arguments.clock == "cpu" else "s"], 1)
             row["measured_mib"] = round(taken["mib"])
-            print(json.dumps(row), flush=True)
-            if arguments.out:
-                with arguments.out.open("a") as stream:
-                    stream.write(json.dumps(row) + "\n")
+            tell(arguments.out, row)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from benchmarks.rows import tell
 from condense.allocator import keep_memory
 from condense.collective import Alone
 from condense.images import encode_png
@@ -132,10 +133,7 @@ def main() -> None:
         print(json.dumps(read(arguments.file, arguments.limit_mib)))
         return
     for row in measured(arguments.gigabytes, arguments.limit_mib):
-        print(json.dumps(row), flush=True)
-        if arguments.out:
-            with arguments.out.open("a") as stream:
-                stream.write(json.dumps(row) + "\n")
+        tell(arguments.out, row)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ benchmarks.service wrote. `gpus` takes them from counts of operations and the da
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
@@ -27,6 +26,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from benchmarks.rows import finished
 from benchmarks.service import FULL, ROOT
 from condense.allocator import keep_memory
 from condense.building import build_engine
@@ -94,9 +94,9 @@ def measured(rows: Path, settings: list[str], clock: str) -> None:
     fixed = 2 * sum(half.values()) - sum(whole.values())
     print(f"of {one:.2f} s an outer step {fixed:.2f} s do not shrink with the slice (launches)")
     print(f"predicted: {one:.2f} s on one worker, {two:.2f} s on two, efficiency {one / (2 * two):.2f}")
-    if not rows.exists():
+    found = finished(rows)
+    if not found:
         return
-    found = [json.loads(line) for line in rows.read_text().splitlines()]
     for workers, predicted in ((0, one), (1, one), (2, two)):
         taken = statistics.median(row["loop_s"] for row in found if row["workers"] == workers) / (
             config.outer_steps - 1

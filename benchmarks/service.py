@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import statistics
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.rows import finished, tell
 from cluster.trainer import train
 from condense.config import RunConfig
 from condense.local import condense_here
@@ -112,17 +112,14 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     if arguments.read:
-        show([json.loads(line) for line in arguments.read.read_text().splitlines()])
+        show(finished(arguments.read))
         return
     torch.set_num_threads(1)
     rows = []
     for _ in range(1 if arguments.tiny else arguments.repeats):
         for workers in (0, 1, 2):  # in turn, so that a busy minute strikes all alike
             rows.append(measure(workers, (*(TINY if arguments.tiny else FULL), *arguments.set)))
-            print(json.dumps(rows[-1]), flush=True)
-            if arguments.out:
-                with arguments.out.open("a") as stream:
-                    stream.write(json.dumps(rows[-1]) + "\n")
+            tell(arguments.out, rows[-1])
     show(rows)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import sys
 import time
@@ -21,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.curve import finished
+from benchmarks.rows import append, finished
 from condense.allocator import keep_memory
 from condense.checkpoints import NoCheckpoints
 from condense.collective import Alone
@@ -67,9 +66,7 @@ def runs_of_seed(seed: int, overrides: list[str], results: Path) -> None:
         made = condense(config, around)
         if values["start"] is None:
             write_dataset(sets / f"{values['bits_weight']}.parquet", made)
-        results.parent.mkdir(parents=True, exist_ok=True)
-        with results.open("a") as file:
-            file.write(json.dumps(row_of(made, values, time.process_time() - started)) + "\n")
+        append(results, row_of(made, values, time.process_time() - started))
 
     def known(values: dict[str, Any]) -> bool:
         return any({key: row[key] for key in values} == values for row in finished(results))

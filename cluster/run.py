@@ -85,8 +85,7 @@ def run(
     run_id, tracker = _open(config, source.name, name, flow, trial_of) if tracked else (None, NullTracker())
     try:
         dataset = _condense(config, source, tracker, progress)
-        if isinstance(tracker, tracking.MLflowTracker):
-            tracker.rest()
+        tracker.rest()
         folder = report.write_folder(local.folder_of(config, source.name), dataset, name=name)
         version = None
         if run_id is not None:

@@ -21,7 +21,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.checkpoints import SharedCheckpoints
 from cluster.connection import POLL_S, connected
-from cluster.tracking import MLflowTracker
 from condense.allocator import keep_memory
 from condense.collective import Alone, ProcessGroup, class_slice
 from condense.condensation import condense
@@ -236,8 +235,7 @@ def _worker(loop_config: dict[str, Any]) -> Any:
         # that Ray does not restart them.
         return error
     finally:
-        if isinstance(loop_config["tracker"], MLflowTracker):
-            loop_config["tracker"].rest()  # the driver goes on with what waits
+        loop_config["tracker"].rest()  # the driver goes on with what waits
     return made if collective.rank == 0 else None
 
 

@@ -12,9 +12,12 @@ from condense.config import RunConfig
 from condense.engine import Engine
 from condense.evaluation import RECIPES, Evaluator, Normalisation
 from condense.flow.bits import Density
+from condense.flow.precision import at_precision
 from condense.networks import build_network
 from condense.objectives import build_objective
-from condense.synthetic import SyntheticSet
+from condense.sources import DataSource
+from condense.start import starting_images
+from condense.synthetic import SyntheticSet, initial_set
 
 
 def build_engine(
@@ -58,6 +61,20 @@ def build_engine(
         collective=collective,
         flip=config.evaluation.flip,
     )
+
+
+def build_penalty(config: RunConfig, density: Density | None, device: torch.device) -> Density | None:
+    """The flow at the precision that images are optimised against; None where bits weigh nothing."""
+    if density is None or (config.bits_weight == 0 and config.bits_target is None):
+        return None
+    return at_precision(density, config.bits_precision, device)
+
+
+def build_images(config: RunConfig, source: DataSource, real: Sequence[Tensor], classes: range) -> SyntheticSet:
+    """The images that a run of these classes begins with; `real` are theirs."""
+    start = starting_images(config, source)
+    own = None if start is None else start[classes.start : classes.stop]
+    return initial_set(config.images, real, classes, config.images_per_class, seed=config.seed, start=own)
 
 
 def build_evaluator(config: RunConfig, class_count: int, normalisation: Normalisation) -> Evaluator:

@@ -22,7 +22,7 @@ from torch import Tensor
 from condense import checkpoints
 from condense.allocator import keep_memory
 from condense.batches import CANDIDATES, EVERY
-from condense.building import build_engine, build_evaluator
+from condense.building import build_engine, build_evaluator, build_images, build_penalty
 from condense.checkpoints import Checkpoint
 from condense.collective import Alone
 from condense.condensation import open_checked
@@ -32,14 +32,11 @@ from condense.engine import Engine
 from condense.errors import CapacityError, CondenseError
 from condense.evaluation import Evaluator
 from condense.flow.bits import measure
-from condense.flow.precision import at_precision
 from condense.image_state import image_state
 from condense.matching import MatchingConfig
 from condense.settings import validate
 from condense.slices import normalisation_of
-from condense.start import starting_images
 from condense.surroundings import local_device
-from condense.synthetic import initial_set
 from condense.yardstick import open_flow
 
 SAMPLE = 256  # real images that are decoded to know what one costs
@@ -125,18 +122,8 @@ def costs_here(config: RunConfig, classes: int, threads: int, learners: int, imp
     sizes = [min(size, need) for size in source.class_counts[:classes]]
     real = [sample.repeat(-(-size // len(sample)), 1, 1, 1)[:size].to(device) for size in sizes]
     density = None if flow_name is None else open_flow(config, flow_name, device=device)
-    penalty = None
-    if density is not None and (config.bits_weight > 0 or config.bits_target is not None):
-        penalty = at_precision(density, config.bits_precision, device)
-    start = starting_images(config, source)
-    synthetic = initial_set(
-        config.images,
-        real,
-        range(classes),
-        config.images_per_class,
-        seed=config.seed,
-        start=None if start is None else start[:classes],
-    )
+    penalty = build_penalty(config, density, device)
+    synthetic = build_images(config, source, real, range(classes))
     building = now() - started
 
     built: list[Engine] = []

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from condense import controls, provenance
 from condense.bits_target import WeightSearch
-from condense.building import build_engine, build_evaluator
+from condense.building import build_engine, build_evaluator, build_images, build_penalty
 from condense.capacity import TESTING, told_what_to_lower
 from condense.checkpoints import Checkpoint
 from condense.collective import class_slice
@@ -28,7 +28,6 @@ from condense.engine import Engine, StepResult
 from condense.errors import CheckpointError, FlowError
 from condense.evaluation import Evaluation, Evaluator
 from condense.flow.bits import Density, measure
-from condense.flow.precision import at_precision
 from condense.flow.store import flow_for
 from condense.image_state import image_state, restore_images_
 from condense.matching import check_matching
@@ -39,7 +38,6 @@ from condense.sources import DataSource, open_source
 from condense.splits import check_class_sizes
 from condense.start import starting_images
 from condense.surroundings import Progress, Surroundings, local_device
-from condense.synthetic import initial_set
 from condense.tracking import image_grid
 from condense.yardstick import open_flow
 
@@ -98,13 +96,8 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
     real = [images.to(device) for images in real]
     normalisation = normalisation_of(real, collective)
     density = None if flow_name is None else open_flow(config, flow_name, device=device)
-    penalty = None
-    if density is not None and (config.bits_weight > 0 or config.bits_target is not None):
-        penalty = at_precision(density, config.bits_precision, device)
-
-    start = starting_images(config, source)
-    start = None if start is None else start[classes.start : classes.stop]
-    synthetic = initial_set(config.images, real, classes, config.images_per_class, seed=config.seed, start=start)
+    penalty = build_penalty(config, density, device)
+    synthetic = build_images(config, source, real, classes)
     engine = build_engine(config, len(source.class_names), real, normalisation, penalty, synthetic, collective)
     evaluator = build_evaluator(config, len(source.class_names), normalisation)
     run = _Run(config, around, engine, evaluator, density, real, classes)

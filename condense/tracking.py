@@ -43,6 +43,10 @@ class Tracker(Protocol):
         """Records one picture at an outer step: uint8 (3, H, W), such as `image_grid` returns."""
         ...
 
+    def rest(self) -> None:
+        """Sends nothing until the next call: another process goes on with this run meanwhile."""
+        ...
+
     def close(self, status: Status = "FINISHED") -> None:
         """Ends the run with a status; what waits to be sent is sent first."""
         ...
@@ -59,6 +63,9 @@ class NullTracker:
 
     def images(self, key: str, grid: Tensor, step: int) -> None:
         check_grid(key, grid)
+
+    def rest(self) -> None:
+        pass
 
     def close(self, status: Status = "FINISHED") -> None:
         pass
@@ -87,6 +94,9 @@ class RecordingTracker:
         row = self.pictures.setdefault(key, [])
         if not row or step > row[-1][0]:
             row.append((step, grid.clone()))
+
+    def rest(self) -> None:
+        pass
 
     def close(self, status: Status = "FINISHED") -> None:
         self.status = self.status or status

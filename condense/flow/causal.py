@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from condense.flow.layers import log_logistic
+
 PIXELS = 4  # of a block
 # |e| seen by the networks: beyond, a value is an outlier whatever its size.
 _FEATURE_BOUND = 4.0
@@ -32,8 +34,7 @@ class CausalConv2d(nn.Module):
     def __init__(self, inputs: int, outputs: int, rows: int, side: int, *, own: bool) -> None:
         super().__init__()
         self.rows, self.side = rows, side
-        mask = torch.ones(rows + 1, 2 * side + 1)
-        mask[-1, side + own :] = 0
+        mask = causal_mask(rows, side, own=own)
         # Not read from files: no weights can make a flow look ahead.
         self.register_buffer("mask", mask, persistent=False)
         self.weight = nn.Parameter(torch.randn(outputs, inputs, *mask.shape) / math.sqrt(inputs * float(mask.sum())))
@@ -80,9 +81,7 @@ class LinearPrediction(nn.Module):
 
     def __init__(self, dims: int) -> None:
         super().__init__()
-        mask = torch.ones(3, 7)
-        mask[-1, 3:] = 0
-        self.register_buffer("mask", mask, persistent=False)
+        self.register_buffer("mask", causal_mask(2, 3, own=False), persistent=False)
         self.register_buffer("past", torch.zeros(dims, dims + 1, 3, 7))  # the last input is one inside the image
         self.register_buffer("inside", torch.zeros(dims, dims))
         self.register_buffer("bias", torch.zeros(dims))
@@ -170,9 +169,8 @@ class Mixtures(NamedTuple):
         return (e[:, :, :, None] - self.means) * (-self.log_scales).exp()
 
     def _by_channel(self, e: Tensor) -> Tensor:
-        """ln of each component's logistic density: -t - 2 softplus(-t), written in |t|, which it depends on alone."""
-        t = self._standardised(e).abs()
-        return -t - 2 * torch.log1p((-t).exp()) - self.log_scales
+        """ln of each component's logistic density."""
+        return log_logistic(self._standardised(e)) - self.log_scales
 
 
 class Head(nn.Module):
@@ -220,6 +218,13 @@ class Head(nn.Module):
         return Mixtures(log_weights.log_softmax(3), torch.stack(moved, 2), log_scales.clamp_min(_MIN_LOG_SCALE))
 
 
+def causal_mask(rows: int, side: int, *, own: bool) -> Tensor:
+    """(rows + 1, 2 side + 1): ones at the blocks before the one in the middle of the last row, and at it if `own`."""
+    mask = torch.ones(rows + 1, 2 * side + 1)
+    mask[-1, side + own :] = 0
+    return mask
+
+
 def activate(h: Tensor) -> Tensor:
     """Leaky: under plain ReLU most units were dead after 4,000 steps."""
     return F.leaky_relu(h, 0.1)
@@ -231,6 +236,7 @@ def normalise(h: Tensor) -> Tensor:
 
 
 def bounded(e: Tensor) -> Tensor:
+    """Errors as the networks see them, within +- _FEATURE_BOUND."""
     return _FEATURE_BOUND * torch.tanh(e / _FEATURE_BOUND)
 
 

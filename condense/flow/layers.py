@@ -43,6 +43,12 @@ def unsqueeze(z: Tensor) -> Tensor:
     return blocks.reshape(n, 2 * h, 2 * w, c // 4).permute(0, 3, 1, 2)
 
 
+def log_logistic(t: Tensor) -> Tensor:
+    """ln sigmoid'(t) = -t - 2 softplus(-t), written in |t|, which it depends on alone, so that exp never overflows."""
+    t = t.abs()
+    return -t - 2 * torch.log1p((-t).exp())
+
+
 class ChannelMixing(nn.Module):
     """ActNorm followed by an invertible 1x1 convolution: z = W (x - m) * a with W = P L (U + diag(s)).
 
@@ -207,9 +213,7 @@ class LogisticMixture(nn.Module):
         """ln p(z | context) at each position in nats, (N, H, W), for z (N, C, H, W), context (N, C', H, W) or None."""
         log_weights, means, log_scales = self._mixture(z, context)
         t = (z[:, None] - means) * (-log_scales).exp()
-        # ln sigmoid'(t) = -t - 2 softplus(-t), written in |t|, which it depends on alone, so that exp never overflows.
-        log_logistic = -t.abs() - 2 * torch.log1p((-t.abs()).exp())
-        return (log_weights + log_logistic - log_scales).logsumexp(dim=1).sum(dim=1)
+        return (log_weights + log_logistic(t) - log_scales).logsumexp(dim=1).sum(dim=1)
 
     def sample(self, like: Tensor, context: Tensor | None, generator: torch.Generator, temperature: float) -> Tensor:
         """One draw of the shape of `like` (N, C, H, W); `temperature` scales every component's width."""
