@@ -31,6 +31,7 @@ from condense.evaluation import Normalisation
 from condense.matching import MatchingConfig
 from condense.networks import NetworkConfig, build_network
 from condense.objectives import build_objective
+from condense.schedule import Schedule
 from condense.synthetic import ImagesConfig, initial_set
 
 SHAPES = {"mnist": (1, 28, 28), "cifar": (3, 32, 32)}
@@ -57,7 +58,7 @@ def engine(
         matching=MatchingConfig(real_batch=real, updates=1, steps=1, precision=precision),  # type: ignore[arg-type]
         images=config,
         bits_weight=0,
-        outer_steps=1000,
+        schedule=Schedule(1000),
         seed=0,
         objective=build_objective(objective, distance=None, precision=getattr(torch, precision)),
         network=build_network(network or NetworkConfig(width=WIDTH), shape, classes).to(device),

@@ -15,6 +15,7 @@ from condense.flow.bits import Density
 from condense.flow.precision import at_precision
 from condense.networks import build_network
 from condense.objectives import build_objective
+from condense.schedule import Schedule
 from condense.sources import DataSource
 from condense.start import starting_images
 from condense.synthetic import SyntheticSet, initial_set
@@ -45,7 +46,7 @@ def build_engine(
         matching=config.matching,
         images=config.images,
         bits_weight=config.bits_weight,
-        outer_steps=config.outer_steps,
+        schedule=Schedule(config.outer_steps, config.evaluation.patience),
         seed=config.seed,
         objective=build_objective(
             config.objective,

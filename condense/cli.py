@@ -48,6 +48,10 @@ def _options(debug: Annotated[bool, typer.Option(help="Show the traceback of an 
 def run(
     config: Annotated[Path, typer.Argument(help="YAML file, such as examples/quickstart.yaml.")],
     overrides: Overrides = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Time to use, as in 10m: as many outer steps are done as fit in."),
+    ] = None,
 ) -> None:
     """Condense a dataset: train, evaluate, write the Parquet, register a version in MLflow.
 
@@ -55,10 +59,12 @@ def run(
     """
     from condense import console
     from condense.config import RunConfig
+    from condense.pace import seconds_of
     from condense.settings import resolve
     from condense.surroundings import Progress
 
-    resolved = resolve(RunConfig, config, overrides or [])
+    within = [] if budget is None else [f"time_budget_s={seconds_of(budget)}"]
+    resolved = resolve(RunConfig, config, [*(overrides or []), *within])
     alone = _alone(resolved)
     console.show_config(f"condense run {config}", resolved.as_dict())
     with console.progress_shown() as show:

@@ -32,6 +32,7 @@ from condense.flow.store import flow_for
 from condense.image_state import image_state, restore_images_
 from condense.matching import check_matching
 from condense.networks import build_network
+from condense.pace import Pace
 from condense.parquet import CondensedDataset, content_digest
 from condense.slices import HeldOut, load_held_out, load_slice, normalisation_of, source_digest
 from condense.sources import DataSource, open_source
@@ -100,7 +101,8 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
     synthetic = build_images(config, source, real, classes)
     engine = build_engine(config, len(source.class_names), real, normalisation, penalty, synthetic, collective)
     evaluator = build_evaluator(config, len(source.class_names), normalisation)
-    run = _Run(config, around, engine, evaluator, density, real, classes)
+    pace = Pace(config, source, started, collective, device)
+    run = _Run(config, around, engine, evaluator, density, real, classes, pace)
     run.optimise(source)
     images = run.whole(engine.synthetic.images_uint8())
     labels = run.whole(engine.synthetic.labels)
@@ -118,6 +120,8 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
         content_digest=content_digest(images.cpu(), labels.cpu(), source.class_names),
     )
     facts |= found | {
+        "outer_steps": engine.schedule.total,
+        "ended_by": engine.schedule.why,
         "validation": run.validation,
         "bits": {
             "per_dim_before": run.real_bits(),
@@ -145,6 +149,7 @@ class _Run:
         density: Density | None,
         real: list[Tensor],
         classes: range,
+        pace: Pace,
     ) -> None:
         self.config, self.around, self.engine, self.evaluator = config, around, engine, evaluator
         self.density, self.real, self.classes = density, real, classes
@@ -152,12 +157,11 @@ class _Run:
         self.validation: dict[str, float] = {}
         self.target = None if config.bits_target is None else WeightSearch(config.bits_target)
         self.attempted = 0  # outer steps of earlier attempts at the target
+        self.schedule, self.pace = engine.schedule, pace
 
     def optimise(self, source: DataSource) -> None:
         """All outer steps from the latest checkpoint on, with evaluations and checkpoints between them."""
-        config, total = self.config, self.config.outer_steps
-        every = config.evaluation.every or math.ceil(total / 5)
-        keep_every = config.checkpoint_every or max(1, total // 20)
+        config, schedule = self.config, self.schedule
         place = self.around.collective, self.around.device
         limit = config.evaluation.validation_images
         validation = load_held_out(source, "validation", self.classes, *place, limit=limit)
@@ -166,14 +170,18 @@ class _Run:
         while True:
             if self.target is not None:
                 self.engine.bits_weight = self.target.weight
-            for done in range(step + 1, total + 1):
-                with told_what_to_lower(lambda: self.engine.stopwatch.running):
-                    result = self.engine.outer_step(done - 1)
-                self._tell("condensing", done, total, _numbers(result))
-                if done % every == 0 or done == total:
-                    self._follow(done, result, validation)
-                if done % keep_every == 0 or done == total:
-                    self._save(done, result)
+            while step < schedule.total:
+                with told_what_to_lower(lambda: self.engine.stopwatch.running), self.pace.of_step():
+                    result = self.engine.outer_step(step)
+                step += 1
+                self.pace.set_end_(schedule, step)
+                self._tell("condensing", step, schedule.total, _numbers(result))
+                if self.pace.evaluation_due(schedule, step):
+                    with self.pace.of_evaluation():
+                        self._follow(step, result, validation)
+                keep_every = config.checkpoint_every or max(1, schedule.total // 20)
+                if step % keep_every == 0 or step == schedule.total:
+                    self._save(step, result)
             if self._arrived():
                 return
             for parameter, start in zip(self.engine.synthetic.parameters, beginning, strict=True):
@@ -227,7 +235,7 @@ class _Run:
         if self.first:
             final = {"test/accuracy": evaluation.mean, "test/accuracy_std": evaluation.std}
             final |= {f"test/{name}": control["accuracy_mean"] for name, control in found["controls"].items()}
-            self.around.tracker.metrics(final, config.outer_steps)
+            self.around.tracker.metrics(final, self.schedule.total)
         return found
 
     def real_bits(self) -> float | None:
@@ -272,6 +280,7 @@ class _Run:
         evaluation = self._evaluate(*self._decoded(images, labels), [validation], learners)
         bits = self._mean_bits(self.engine.synthetic.images_uint8())
         self.validation = {"accuracy_mean": evaluation.mean, "accuracy_std": evaluation.std}
+        self.schedule.follow_(done, evaluation.mean, bits)
         if not self.first:
             return
         values = _numbers(result) | {"validation/accuracy": evaluation.mean}
@@ -283,7 +292,7 @@ class _Run:
         self.around.tracker.metrics(values, self.attempted + done)
         grid = image_grid(images.cpu(), images_per_class=self.config.images_per_class)
         self.around.tracker.images("synthetic", grid, self.attempted + done)
-        self._tell("condensing", done, self.config.outer_steps, values)
+        self._tell("condensing", done, self.schedule.total, values)
 
     def _tell(self, stage: str, done: int, total: int, values: dict[str, float]) -> None:
         if self.first:
@@ -293,6 +302,7 @@ class _Run:
         gathered, scalars = image_state(self.engine, self.around.collective)
         identity = self.config.identity()
         scalars |= {f"validation.{name}": value for name, value in self.validation.items()}
+        scalars |= self.schedule.scalars() | self.pace.scalars()
         scalars |= {} if self.target is None else self.target.scalars()
         at = self.attempted + done
         checkpoint = Checkpoint(at, identity, gathered, scalars)
@@ -314,6 +324,8 @@ class _Run:
             for name, value in checkpoint.scalars.items()
             if name.startswith("validation.")
         }
+        self.schedule.restore_(checkpoint.scalars)
+        self.pace.restore_(checkpoint.scalars)
         if self.target is not None:
             self.target.restore(checkpoint.scalars)
             self.attempted = len(self.target.tried) * self.config.outer_steps

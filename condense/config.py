@@ -42,6 +42,8 @@ class RunConfig(Settings):
     bits_target: float | None = Field(None, gt=0)  # mean bits per dim to end at; finds bits_weight in several attempts
     objective: str = "gradient"
     outer_steps: int = Field(1000, ge=1)
+    # Seconds from the workers' start to the tested set, instead of outer_steps: as many are done as fit in
+    time_budget_s: float | None = Field(None, gt=0)
     seed: int = Field(0, ge=0)
     # A shipped name, a path, or models:/flow-NAME@best; "auto" takes the shipped flow of the images' shape.
     flow: str = "auto"
@@ -92,6 +94,8 @@ class RunConfig(Settings):
             raise ValueError("bits_weight must be finite")
         if self.bits_target is not None and self.bits_weight > 0:
             raise ValueError("bits_target finds the weight of the bits: leave bits_weight at 0")
+        if self.bits_target is not None and (self.time_budget_s is not None or self.evaluation.patience):
+            raise ValueError("bits_target compares whole runs of outer_steps: no time_budget_s, no evaluation.patience")
         return self
 
     def identity(self) -> str:

@@ -33,6 +33,7 @@ from condense.matching import MatchingConfig
 from condense.networks import Learner
 from condense.objectives import Objective
 from condense.pixels import to_float
+from condense.schedule import Schedule
 from condense.synthetic import ImagesConfig, SyntheticSet, build_optimizer
 
 CLASSES_AT_ONCE = 64  # gradients of the last layer grow with classes x all classes: bounds what is computed at a time
@@ -84,7 +85,7 @@ class Engine:
         matching: MatchingConfig,
         images: ImagesConfig,
         bits_weight: float,
-        outer_steps: int,
+        schedule: Schedule,
         seed: int,
         objective: Objective,
         network: Learner,
@@ -98,6 +99,7 @@ class Engine:
     ) -> None:
         """
         Args:
+            schedule: of the run; what moves its end moves the learning rate.
             real: uint8 (n_c, channels, H, W) for each class of the slice, on the device that computes.
             synthetic: the slice's images, classes in the order of `real`.
             class_count: classes of the whole set.
@@ -125,7 +127,7 @@ class Engine:
         self._representatives: tuple[int, Tensor] | None = None  # the match step of their choice, and their batch
         self.optimizer = build_optimizer(images, synthetic.parameters)
         self.base_rate, self.decays = images.learning_rate, images.schedule == "cosine"
-        self.updates = outer_steps * self.match_steps * matching.updates
+        self.schedule, self.updates = schedule, self.match_steps * matching.updates  # of an outer step
         self.device = synthetic.classes.device
         self.stopwatch = Stopwatch(self.device)
         self._bad: str | None = None
@@ -223,6 +225,7 @@ class Engine:
             ):
                 parameter.grad = to_parameter
             self.optimizer.step()
+            self.synthetic.average_()
         share = distances.sum() / self.class_count
         return torch.stack([share, bits, bad.sum()]).double().cpu()
 
@@ -264,4 +267,4 @@ class Engine:
     def _rate(self, update: int) -> float:
         if not self.decays:
             return self.base_rate
-        return self.base_rate * 0.5 * (1 + math.cos(math.pi * update / self.updates))
+        return self.base_rate * 0.5 * (1 + math.cos(math.pi * self.schedule.phase(update, self.updates)))

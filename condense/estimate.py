@@ -141,6 +141,8 @@ def predicted(
         + slower * costs.bits * counted,
         "ending": (RAY_END_S if workers else 0) + (TRACKED_S if config.tracking_uri != "none" else 0),
     }
+    if config.time_budget_s is not None:
+        seconds["outer steps"] = max(0.0, config.time_budget_s - seconds["reading"] - seconds["evaluations"])
     image = math.prod(source.shape) / MIB
     largest = sum(sorted(source.class_counts, reverse=True)[: math.ceil(classes / shared)])
     held = largest + validation_images + min(test_images, HELD_BYTES // math.prod(source.shape))

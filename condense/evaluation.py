@@ -61,7 +61,8 @@ class EvaluationConfig(Settings):
     learners: int = Field(5, ge=1)  # fresh networks behind the final accuracy
     validation_learners: int = Field(1, ge=1)  # and behind each accuracy during the run
     validation_images: int = Field(2000, ge=1)  # a fixed part of the validation split is enough to follow a run
-    every: int = Field(0, ge=0)  # outer steps between evaluations; 0 is five times in a run
+    every: int = Field(0, ge=0)  # outer steps between evaluations; 0 is five times in a run, with patience twenty
+    patience: int = Field(0, ge=0)  # evaluations in a row without progress that end a run early; 0 never does
     flip: bool = True  # whether `dsa` may mirror images; not for digits and letters
     controls: bool = True  # random, k-means and JPEG real images at the end
     test: bool = True  # whether the test split is read at the end; not by what is still to be chosen from

@@ -21,6 +21,8 @@ def image_state(engine: Engine, collective: Collective) -> tuple[dict[str, Tenso
     scalars: dict[str, float] = {}
     for level, parameter in enumerate(engine.synthetic.parameters):
         state = {"parameter": parameter.detach(), **engine.optimizer.state[parameter]}
+        if engine.synthetic.averages is not None:
+            state |= {"average": engine.synthetic.averages[level], "averaged": engine.synthetic.averaged}
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 gathered[f"{level}.{name}"] = collective.gather(value)
@@ -41,5 +43,8 @@ def restore_images_(engine: Engine, checkpoint: Checkpoint, rows: slice) -> None
                 state[name.removeprefix(f"{level}.")] = torch.tensor(value)
         with torch.no_grad():
             parameter.copy_(state.pop("parameter"))
+            if engine.synthetic.averages is not None:
+                engine.synthetic.averages[level].copy_(state.pop("average"))
+                engine.synthetic.averaged = int(state.pop("averaged"))
         if state:
             engine.optimizer.state[parameter] = state

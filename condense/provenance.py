@@ -34,7 +34,6 @@ def describe(
         "config": config.as_dict(),
         "identity": config.identity(),
         "seed": config.seed,
-        "outer_steps": config.outer_steps,
         "versions": versions(),
         "git_revision": git_revision(),
         "source": source,

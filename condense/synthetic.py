@@ -63,6 +63,8 @@ class ImagesConfig(Settings):
     betas: tuple[float, float] = (0.5, 0.99)
     momentum: float = Field(0.5, ge=0, lt=1)
     schedule: Literal["constant", "cosine"] = "cosine"
+    # The result is an exponential moving average of the images' parameters over updates, with this weight of the past
+    averaging: float = Field(0.0, ge=0, lt=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -86,6 +88,7 @@ class SyntheticSet:
 
     Attributes:
         parameters: (C, ipc, channels, H / 2^l, W / 2^l) for each level l, unconstrained; one level is plain pixels.
+        averages: of the parameters over updates, level by level; None where the parameters are the result.
         classes: (C,) int64, the label of each row.
         factor: each image is a canvas of factor^2 images that learners see.
     """
@@ -96,15 +99,22 @@ class SyntheticSet:
         classes: Tensor,
         bound: Literal["sigmoid", "clamp"] = "clamp",
         factor: int = 1,
+        averaging: float = 0.0,
     ) -> None:
+        """averaging: weight of the past in `averages`."""
         self.bound = torch.sigmoid if bound == "sigmoid" else clamp
+        self.averages = [parameter.clone() for parameter in parameters] if averaging else None
+        self.averaging, self.averaged = averaging, 0
         self.parameters = [parameter.requires_grad_() for parameter in parameters]
         self.classes, self.factor = classes, factor
 
     @property
     def alpha(self) -> Tensor:
         """(C, ipc, channels, H, W), unconstrained, differentiable in the parameters."""
-        finest, *coarser = self.parameters
+        return self._summed(self.parameters)
+
+    def _summed(self, levels: Sequence[Tensor]) -> Tensor:
+        finest, *coarser = levels
         alpha = finest
         for level in coarser:
             enlarged = interpolate(level.flatten(0, 1), size=finest.shape[-2:], mode="bilinear", align_corners=False)
@@ -118,7 +128,19 @@ class SyntheticSet:
     def images_uint8(self) -> Tensor:
         """(C, ipc, channels, H, W) uint8: the bytes that are evaluated and written."""
         with torch.no_grad():
-            return to_uint8(self.bound(self.alpha))
+            return to_uint8(self.bound(self._summed(self.averages or self.parameters)))
+
+    @torch.no_grad()
+    def average_(self) -> None:
+        """To be called after each update: takes the parameters into their average, where there is one.
+
+        The first averages are short, so that the start is forgotten: of n updates the last tenth or so counts.
+        """
+        if self.averages is None:
+            return
+        self.averaged += 1
+        weight = 1 - min(self.averaging, self.averaged / (self.averaged + 10))
+        torch._foreach_lerp_(self.averages, list(self.parameters), weight)
 
     @property
     def ipc(self) -> int:
@@ -187,7 +209,8 @@ def initial_set(
         while side >= COARSEST:
             parameters.append(torch.zeros((*parameters[0].shape[:-2], side, side), device=device))
             side //= 2
-    return SyntheticSet(parameters, torch.tensor(list(classes), device=device), config.bound, config.factor)
+    labels = torch.tensor(list(classes), device=device)
+    return SyntheticSet(parameters, labels, config.bound, config.factor, config.averaging)
 
 
 def _start(config: ImagesConfig, images: Tensor, label: int, ipc: int, seed: int, draws: torch.Generator) -> Tensor:

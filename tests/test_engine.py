@@ -14,6 +14,7 @@ from condense.flow.bits import UniformDensity
 from condense.matching import PUBLISHED, MatchingConfig
 from condense.networks import NetworkConfig, build_network
 from condense.objectives import build_objective
+from condense.schedule import Schedule
 from condense.synthetic import ImagesConfig, initial_set
 
 CLASSES, SHAPE = 4, (1, 8, 8)
@@ -50,7 +51,7 @@ def engine(
         matching=matching or MatchingConfig(real_batch=6, updates=1, steps=2 if ipc > 1 else 1, inner_epochs=2),
         images=images,
         bits_weight=bits_weight,
-        outer_steps=4,
+        schedule=Schedule(4),
         seed=3,
         objective=build_objective("gradient", distance="cosine", precision=torch.float32),
         network=build_network(NetworkConfig(width=6, depth=2), SHAPE, CLASSES),

@@ -173,6 +173,10 @@ def resolve_search(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
     settings.validate(RunConfig, search.base, where=f"{path}: base")
     for key, domain in search.space.items():
         _check(search, key, domain, where=f"{path}: key 'space.{key}'")
+    if "time_budget_s" in search.space or "time_budget_s" in search.base:
+        raise ConfigError(
+            f"{path}: key 'time_budget_s': trials are compared at the same outer steps", "set base.outer_steps"
+        )
     if search.early_stopping is not None and ("bits_target" in search.space or "bits_target" in search.base):
         raise ConfigError(
             f"{path}: a run with bits_target begins several times, so its sets along the way are not compared",

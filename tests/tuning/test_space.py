@@ -76,6 +76,7 @@ WRONG = {
     "'space.bits_weight': a grid has no ranges": {"sampler": "grid"},
     "'warm_start'": {"warm_start": {}, "space": {"images_per_class": {"choice": [1, 2]}}},
     "warm_start.steps": {"warm_start": {"steps": 0}},
+    "'time_budget_s'": {"base": {**BASE, "time_budget_s": 60}},
     "base.tracking_uri is none": {},
 }
 
