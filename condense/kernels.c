@@ -1,9 +1,10 @@
-/* Instance norm with scale and shift, ReLU and 2x2 average pool and its gradient, an image at a time, which stays in
-   the cache. Channels last: images (N, H, W, C), so that every inner loop runs over channels and
+/* Instance norm with scale and shift, ReLU and 2x2 average pool and its gradient; the same with a 3x3 convolution of few
+   channels before them. An image at a time, which stays in the cache. Channels last: images (N, H, W, C), so that every inner loop runs over channels and
    vectorises. Activations are float32 or bfloat16 (as uint16), everything else is float32. Built by kernels.py. */
 
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 static inline float load_float(const float *from) { return *from; }
@@ -120,3 +121,128 @@ static inline void store_bfloat(uint16_t *to, float value) { /* round to nearest
 
 BLOCK(float, float)
 BLOCK(bfloat, uint16_t)
+
+/* The first block: z is the 3x3 convolution, padded by one, of few input channels I. It is computed again for its
+   gradient: that is cheaper than to keep it, and than a library's convolution, which is made for many channels.
+   weight and to_weight (3, 3, I, O); a row of a padded image holds 3 I neighbours of a pixel side by side. */
+typedef float lanes __attribute__((vector_size(64), aligned(4)));
+#define LANES 64 /* channels at a time: four vectors, which stay in registers */
+#define AT(pointer, k) (*(const lanes *)((pointer) + 16 * (k)))
+
+/* One pixel of z: bias + sum over neighbours; `row` floats lie between a neighbour and the one below it. */
+static inline void thin_pixel(const float *restrict from, int64_t row, const float *restrict weight,
+                              const float *restrict bias, int64_t inputs, int64_t outputs, float *restrict pixel) {
+    int64_t o = 0;
+    for (; o + LANES <= outputs; o += LANES) {
+        lanes a = AT(bias + o, 0), b = AT(bias + o, 1), c = AT(bias + o, 2), d = AT(bias + o, 3);
+        const float *w = weight + o;
+        for (int64_t dy = 0; dy < 3; dy++)
+            for (int64_t t = 0; t < 3 * inputs; t++, w += outputs) {
+                float v = from[dy * row + t];
+                a += v * AT(w, 0), b += v * AT(w, 1), c += v * AT(w, 2), d += v * AT(w, 3);
+            }
+        lanes *to = (lanes *)(pixel + o);
+        to[0] = a, to[1] = b, to[2] = c, to[3] = d;
+    }
+    for (; o < outputs; o++) {
+        pixel[o] = bias[o];
+        for (int64_t dy = 0; dy < 3; dy++)
+            for (int64_t t = 0; t < 3 * inputs; t++)
+                pixel[o] += from[dy * row + t] * weight[(dy * 3 * inputs + t) * outputs + o];
+    }
+}
+
+/* to_weight += sum over pixels of padded x gradient (H, W, O) */
+static void thin_to_weight(const float *restrict padded, const float *restrict gradient, int64_t height, int64_t width,
+                           int64_t inputs, int64_t outputs, float *restrict to_weight) {
+    int64_t row = (width + 2) * inputs, o = 0;
+    for (; o + LANES <= outputs; o += LANES)
+        for (int64_t tap = 0; tap < 9 * inputs; tap += 3) {
+            const float *from = padded + tap / (3 * inputs) * row + tap % (3 * inputs);
+            lanes sum[3][4] = {{{0}}};
+            for (int64_t y = 0; y < height; y++)
+                for (int64_t x = 0; x < width; x++) {
+                    const float *v = from + y * row + x * inputs, *g = gradient + (y * width + x) * outputs + o;
+                    for (int t = 0; t < 3; t++)
+                        for (int k = 0; k < 4; k++) sum[t][k] += v[t] * AT(g, k);
+                }
+            for (int t = 0; t < 3; t++)
+                for (int k = 0; k < 4; k++) *(lanes *)(to_weight + (tap + t) * outputs + o + 16 * k) += sum[t][k];
+        }
+    for (; o < outputs; o++)
+        for (int64_t tap = 0; tap < 9 * inputs; tap++) {
+            const float *from = padded + tap / (3 * inputs) * row + tap % (3 * inputs);
+            float sum = 0;
+            for (int64_t y = 0; y < height; y++)
+                for (int64_t x = 0; x < width; x++)
+                    sum += from[y * row + x * inputs] * gradient[(y * width + x) * outputs + o];
+            to_weight[tap * outputs + o] += sum;
+        }
+}
+
+/* thin_forward: images (N, H, W, I) -> pooled, mean, rstd. thin_backward adds to to_weight. False: no memory. */
+#define THIN(SUFFIX, TYPE)                                                                                            \
+    static void thin_pad_##SUFFIX(const TYPE *restrict image, int64_t height, int64_t width, int64_t inputs,          \
+                                  float *restrict padded) {                                                           \
+        int64_t row = (width + 2) * inputs;                                                                           \
+        memset(padded, 0, (height + 2) * row * sizeof(float));                                                        \
+        for (int64_t y = 0; y < height; y++)                                                                          \
+            for (int64_t t = 0; t < width * inputs; t++)                                                              \
+                padded[(y + 1) * row + inputs + t] = load_##SUFFIX(image + y * width * inputs + t);                   \
+    }                                                                                                                 \
+                                                                                                                      \
+    static void thin_convolve_##SUFFIX(const float *restrict padded, const float *restrict weight,                    \
+                                       const float *restrict bias, int64_t height, int64_t width, int64_t inputs,     \
+                                       int64_t outputs, TYPE *restrict z) {                                           \
+        float pixel[MOST_CHANNELS];                                                                                   \
+        for (int64_t y = 0; y < height; y++)                                                                          \
+            for (int64_t x = 0; x < width; x++) {                                                                     \
+                const float *from = padded + y * (width + 2) * inputs + x * inputs;                                   \
+                TYPE *to = z + (y * width + x) * outputs;                                                             \
+                thin_pixel(from, (width + 2) * inputs, weight, bias, inputs, outputs, pixel);                         \
+                for (int64_t o = 0; o < outputs; o++) store_##SUFFIX(to + o, pixel[o]);                               \
+            }                                                                                                         \
+    }                                                                                                                 \
+                                                                                                                      \
+    int thin_forward_##SUFFIX(const TYPE *restrict images, const float *restrict weight, const float *restrict bias,  \
+                              const float *restrict gamma, const float *restrict beta, float eps, int64_t count,      \
+                              int64_t height, int64_t width, int64_t inputs, int64_t outputs,                         \
+                              TYPE *restrict pooled, float *restrict mean, float *restrict rstd) {                    \
+        float *padded = malloc((height + 2) * (width + 2) * inputs * sizeof(float));                                  \
+        TYPE *z = malloc(height * width * outputs * sizeof(TYPE));                                                    \
+        for (int64_t n = 0; padded && z && n < count; n++) {                                                          \
+            thin_pad_##SUFFIX(images + n * height * width * inputs, height, width, inputs, padded);                   \
+            thin_convolve_##SUFFIX(padded, weight, bias, height, width, inputs, outputs, z);                          \
+            forward_##SUFFIX(z, gamma, beta, eps, 1, height, width, outputs,                                          \
+                             pooled + n * (height / 2) * (width / 2) * outputs, mean + n * outputs,                   \
+                             rstd + n * outputs);                                                                     \
+        }                                                                                                             \
+        int done = padded && z;                                                                                       \
+        free(padded), free(z);                                                                                        \
+        return done;                                                                                                  \
+    }                                                                                                                 \
+                                                                                                                      \
+    int thin_backward_##SUFFIX(const TYPE *restrict images, const TYPE *restrict gradient,                            \
+                               const float *restrict weight, const float *restrict bias, const float *restrict gamma, \
+                               const float *restrict beta, const float *restrict mean, const float *restrict rstd,    \
+                               int64_t count, int64_t height, int64_t width, int64_t inputs, int64_t outputs,         \
+                               float *restrict to_weight) {                                                           \
+        int64_t size = height * width * outputs;                                                                      \
+        float *padded = malloc((height + 2) * (width + 2) * inputs * sizeof(float));                                  \
+        float *full = malloc(size * sizeof(float));                                                                   \
+        TYPE *z = malloc(size * sizeof(TYPE)), *to_z = malloc(size * sizeof(TYPE));                                   \
+        int done = padded && full && z && to_z;                                                                       \
+        for (int64_t n = 0; done && n < count; n++) {                                                                 \
+            thin_pad_##SUFFIX(images + n * height * width * inputs, height, width, inputs, padded);                   \
+            thin_convolve_##SUFFIX(padded, weight, bias, height, width, inputs, outputs, z);                          \
+            backward_##SUFFIX(z, gradient + n * (height / 2) * (width / 2) * outputs, gamma, beta,                    \
+                              mean + n * outputs, rstd + n * outputs, 1, height, width, outputs, to_z);               \
+            for (int64_t i = 0; i < size; i++) full[i] = load_##SUFFIX(to_z + i);                                     \
+            thin_to_weight(padded, full, height, width, inputs, outputs, to_weight);                                  \
+        }                                                                                                             \
+        free(padded), free(full), free(z), free(to_z);                                                                \
+        return done;                                                                                                  \
+    }
+
+THIN(float, float)
+THIN(bfloat, uint16_t)

@@ -53,9 +53,37 @@ def test_the_block_in_bfloat16_is_its_float32_rounded_once() -> None:
     assert torch.equal(found, wanted.bfloat16())
 
 
-def trained_network() -> ConvNet:
+@needs_compiler
+@pytest.mark.parametrize("outputs", [5, 70, 128])
+@pytest.mark.parametrize("size", [(1, 4, 4), (2, 7, 5), (3, 12, 12)])
+def test_the_first_block_and_its_weight_gradient_equal_pytorchs_layers(
+    size: tuple[int, int, int], outputs: int
+) -> None:
+    images, bias = drawn(3, *size), drawn(outputs, seed=4)
+    weight = drawn(outputs, size[0], 3, 3, seed=5).requires_grad_()
+    gamma, beta = drawn(outputs, seed=1), drawn(outputs, seed=2)
+    expected = block(F.conv2d(images, weight, bias, padding=1), gamma, beta)
+    gradient = drawn(*expected.shape, seed=3)
+    (expected_gradient,) = torch.autograd.grad(expected, weight, gradient)
+    pooled, mean, rstd = kernels.first_block(images, weight.detach(), bias, gamma, beta, EPS)
+    torch.testing.assert_close(pooled, expected.detach(), rtol=1e-3, atol=1e-4)
+    found = kernels.first_block_gradient(images, gradient, weight.detach(), bias, gamma, beta, mean, rstd)
+    torch.testing.assert_close(found, expected_gradient, rtol=1e-3, atol=1e-3)
+
+
+@needs_compiler
+def test_the_first_block_in_bfloat16_rounds_its_activations_and_sums_in_float32() -> None:
+    images, weight, bias = drawn(2, 1, 8, 8).bfloat16(), drawn(6, 1, 3, 3, seed=5), drawn(6, seed=4)
+    gamma, beta = drawn(6, seed=1), drawn(6, seed=2)
+    activation = F.conv2d(images.float(), weight, bias, padding=1).bfloat16()
+    expected, _, _ = kernels.norm_relu_pool(activation.contiguous(memory_format=torch.channels_last), gamma, beta, EPS)
+    pooled, _, _ = kernels.first_block(images, weight, bias, gamma, beta, EPS)
+    torch.testing.assert_close(pooled, expected, rtol=1e-2, atol=1e-2)
+
+
+def trained_network(channels: int = 2) -> ConvNet:
     """With norms away from the identity, as after training."""
-    network = build_network(NetworkConfig(width=12, depth=3), (2, 12, 12), 4)
+    network = build_network(NetworkConfig(width=12, depth=3), (channels, 12, 12), 4)
     assert isinstance(network, ConvNet)
     initialise_(network, torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -66,11 +94,14 @@ def trained_network() -> ConvNet:
 
 
 @needs_compiler
-def test_closed_form_gradients_equal_automatic_differentiation_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("channels", [1, 3])
+def test_closed_form_gradients_equal_automatic_differentiation_in_float64(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("condense.objectives.closed_form.PIECE", 3)
-    images, classes = drawn(3, 7, 2, 12, 12), torch.tensor([2, 0, 3])
-    found = convnet_gradients(trained_network(), images, classes)
-    exact = class_gradients(trained_network().double(), images.double(), classes, create_graph=False).tensors
+    images, classes = drawn(3, 7, channels, 12, 12), torch.tensor([2, 0, 3])
+    found = convnet_gradients(trained_network(channels), images, classes)
+    exact = class_gradients(trained_network(channels).double(), images.double(), classes, create_graph=False).tensors
     for a, b in zip(found, exact, strict=True):
         assert a.shape == b.shape
         assert (a - b).norm() / b.norm() < 1e-5

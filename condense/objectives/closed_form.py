@@ -7,6 +7,8 @@ that stay in the cache, and forms each weight gradient from one class's images a
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -15,6 +17,7 @@ from condense import kernels
 from condense.networks import ConvNet
 
 PIECE = 16  # images of one class at a time: at width 128 and 32x32 the largest activation is 8 MB
+FEW_CHANNELS = 2  # of images, up to which kernels.first_block is faster than PyTorch's convolution
 
 
 @torch.no_grad()
@@ -41,10 +44,14 @@ def _gradients(network: ConvNet, weights: list[Tensor], images: Tensor, label: i
     """Of the sum of the images' cross-entropies, all of one label."""
     hidden = images.contiguous(memory_format=torch.channels_last)
     norms = [(norm.weight.float(), norm.bias.float(), norm.eps) for _, norm in network.blocks]
+    bias = cast(Tensor, network.blocks[0][0].bias).float()
+    compiled = int(images.shape[1] <= FEW_CHANNELS)  # leading blocks that are one call
     kept = []
-    for (conv, _), weight, (gamma, beta, eps) in zip(network.blocks, weights, norms, strict=True):
+    if compiled:
+        hidden, *statistics = kernels.first_block(images, weights[0], bias, *norms[0])
+    for (conv, _), weight, norm in list(zip(network.blocks, weights, norms, strict=True))[compiled:]:
         activation = F.conv2d(hidden, weight, conv.bias, padding=1).contiguous(memory_format=torch.channels_last)
-        pooled, mean, rstd = kernels.norm_relu_pool(activation, gamma, beta, eps)
+        pooled, mean, rstd = kernels.norm_relu_pool(activation, *norm)
         kept.append((hidden, activation, mean, rstd))
         hidden = pooled
     embedded = hidden.flatten(1)
@@ -53,22 +60,16 @@ def _gradients(network: ConvNet, weights: list[Tensor], images: Tensor, label: i
     slope = slope.to(images.dtype)
     found = [slope.t() @ embedded]
     gradient = (slope @ network.classifier.weight).view(hidden.shape)
-    for level in reversed(range(len(kept))):
-        inputs, activation, mean, rstd = kept[level]
+    for level in reversed(range(compiled, len(weights))):
+        inputs, activation, mean, rstd = kept[level - compiled]
         gamma, beta, _ = norms[level]
         to_activation = kernels.norm_relu_pool_gradient(activation, gradient, gamma, beta, mean, rstd)
+        wanted = [level > 0, True, False]
         gradient, to_weight, _ = torch.ops.aten.convolution_backward(
-            to_activation,
-            inputs,
-            weights[level],
-            None,
-            [1, 1],
-            [1, 1],
-            [1, 1],
-            False,
-            [0, 0],
-            1,
-            [level > 0, True, False],
+            to_activation, inputs, weights[level], None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, wanted
         )
         found.append(to_weight)
+    if compiled:
+        gamma, beta, _ = norms[0]
+        found.append(kernels.first_block_gradient(images, gradient, weights[0], bias, gamma, beta, *statistics))
     return found[::-1]
