@@ -18,7 +18,7 @@ import torch
 from condense.calibration import MIB, Costs, calibrate
 from condense.condensation import REAL_BITS_IMAGES, open_checked
 from condense.config import RunConfig
-from condense.evaluation import RECIPES, STACKED_WIDTH
+from condense.evaluation import RECIPES
 from condense.slices import HELD_BYTES
 from condense.sources import DataSource
 from condense.storage import KEEP
@@ -79,9 +79,7 @@ def estimate(config: RunConfig) -> Estimate:
     classes = len(source.class_names)
     workers, threads = _layout(config, classes)
     shared = max(workers, 1)
-    together = 1
-    if torch.cuda.is_available() or config.network.width <= STACKED_WIDTH:
-        together = math.ceil(config.evaluation.learners / shared)
+    together = math.ceil(config.evaluation.learners / shared) if torch.cuda.is_available() else 1
     costs = calibrate(config, math.ceil(classes / shared), threads, together)
     chosen = predicted(config, source, flow is not None, costs, workers, threads)
     cores = os.cpu_count() or 1

@@ -26,7 +26,7 @@ static inline void store_bfloat(uint16_t *to, float value) { /* round to nearest
 #define MOST_CHANNELS 1024
 
 /* forward: z (N, H, W, C) -> pooled (N, H/2, W/2, C), mean and rstd (N, C).
-   backward: gradient of pooled -> gradient of z. An odd last row or column is not pooled, as in PyTorch. */
+   backward: gradient of pooled -> gradient of z, and to_gamma, to_beta (C) grow by theirs. An odd last row or column is not pooled, as in PyTorch. */
 #define BLOCK(SUFFIX, TYPE)                                                                                           \
     void forward_##SUFFIX(const TYPE *restrict z, const float *restrict gamma, const float *restrict beta, float eps, \
                           int64_t images, int64_t height, int64_t width, int64_t channels, TYPE *restrict pooled,     \
@@ -69,7 +69,8 @@ static inline void store_bfloat(uint16_t *to, float value) { /* round to nearest
                                                                                                                       \
     void backward_##SUFFIX(const TYPE *restrict z, const TYPE *restrict gradient, const float *restrict gamma,        \
                            const float *restrict beta, const float *restrict mean, const float *restrict rstd,        \
-                           int64_t images, int64_t height, int64_t width, int64_t channels, TYPE *restrict to_z) {    \
+                           int64_t images, int64_t height, int64_t width, int64_t channels, TYPE *restrict to_z,      \
+                           float *restrict to_gamma, float *restrict to_beta) {                                       \
         float first[MOST_CHANNELS], second[MOST_CHANNELS], scale[MOST_CHANNELS], shift[MOST_CHANNELS];                \
         float pixels = (float)(height * width);                                                                       \
         int64_t rows = height / 2, columns = width / 2;                                                               \
@@ -95,6 +96,8 @@ static inline void store_bfloat(uint16_t *to, float value) { /* round to nearest
                 }                                                                                                     \
             /* to_z = gamma rstd (g - mean(g) - x mean(g x)), x = (z - m) rstd; g is a quarter of what is pooled */   \
             for (int64_t c = 0; c < channels; c++) {                                                                  \
+                to_beta[c] += 0.25f * first[c];                                                                       \
+                to_gamma[c] += 0.25f * second[c] * r[c];                                                              \
                 first[c] *= 0.25f / pixels;                                                                           \
                 second[c] *= 0.25f * r[c] * r[c] / pixels;                                                            \
             }                                                                                                         \
@@ -144,12 +147,11 @@ static inline void thin_pixel(const float *restrict from, int64_t row, const flo
         lanes *to = (lanes *)(pixel + o);
         to[0] = a, to[1] = b, to[2] = c, to[3] = d;
     }
-    for (; o < outputs; o++) {
-        pixel[o] = bias[o];
-        for (int64_t dy = 0; dy < 3; dy++)
-            for (int64_t t = 0; t < 3 * inputs; t++)
-                pixel[o] += from[dy * row + t] * weight[(dy * 3 * inputs + t) * outputs + o];
-    }
+    for (int64_t c = o; c < outputs; c++) pixel[c] = bias[c];
+    for (int64_t dy = 0; dy < 3 && o < outputs; dy++)
+        for (int64_t t = 0; t < 3 * inputs; t++)
+            for (int64_t c = o; c < outputs; c++)
+                pixel[c] += from[dy * row + t] * weight[(dy * 3 * inputs + t) * outputs + c];
 }
 
 /* to_weight += sum over pixels of padded x gradient (H, W, O) */
@@ -169,18 +171,16 @@ static void thin_to_weight(const float *restrict padded, const float *restrict g
             for (int t = 0; t < 3; t++)
                 for (int k = 0; k < 4; k++) *(lanes *)(to_weight + (tap + t) * outputs + o + 16 * k) += sum[t][k];
         }
-    for (; o < outputs; o++)
-        for (int64_t tap = 0; tap < 9 * inputs; tap++) {
-            const float *from = padded + tap / (3 * inputs) * row + tap % (3 * inputs);
-            float sum = 0;
-            for (int64_t y = 0; y < height; y++)
-                for (int64_t x = 0; x < width; x++)
-                    sum += from[y * row + x * inputs] * gradient[(y * width + x) * outputs + o];
-            to_weight[tap * outputs + o] += sum;
-        }
+    for (int64_t y = 0; y < height && o < outputs; y++)
+        for (int64_t x = 0; x < width; x++)
+            for (int64_t tap = 0; tap < 9 * inputs; tap++) {
+                float v = padded[(y + tap / (3 * inputs)) * row + x * inputs + tap % (3 * inputs)];
+                const float *g = gradient + (y * width + x) * outputs;
+                for (int64_t c = o; c < outputs; c++) to_weight[tap * outputs + c] += v * g[c];
+            }
 }
 
-/* thin_forward: images (N, H, W, I) -> pooled, mean, rstd. thin_backward adds to to_weight. False: no memory. */
+/* thin_forward: images (N, H, W, I) -> pooled, mean, rstd. thin_backward adds to to_weight, to_gamma and to_beta. False: no memory. */
 #define THIN(SUFFIX, TYPE)                                                                                            \
     static void thin_pad_##SUFFIX(const TYPE *restrict image, int64_t height, int64_t width, int64_t inputs,          \
                                   float *restrict padded) {                                                           \
@@ -226,7 +226,7 @@ static void thin_to_weight(const float *restrict padded, const float *restrict g
                                const float *restrict weight, const float *restrict bias, const float *restrict gamma, \
                                const float *restrict beta, const float *restrict mean, const float *restrict rstd,    \
                                int64_t count, int64_t height, int64_t width, int64_t inputs, int64_t outputs,         \
-                               float *restrict to_weight) {                                                           \
+                               float *restrict to_weight, float *restrict to_gamma, float *restrict to_beta) {        \
         int64_t size = height * width * outputs;                                                                      \
         float *padded = malloc((height + 2) * (width + 2) * inputs * sizeof(float));                                  \
         float *full = malloc(size * sizeof(float));                                                                   \
@@ -236,7 +236,8 @@ static void thin_to_weight(const float *restrict padded, const float *restrict g
             thin_pad_##SUFFIX(images + n * height * width * inputs, height, width, inputs, padded);                   \
             thin_convolve_##SUFFIX(padded, weight, bias, height, width, inputs, outputs, z);                          \
             backward_##SUFFIX(z, gradient + n * (height / 2) * (width / 2) * outputs, gamma, beta,                    \
-                              mean + n * outputs, rstd + n * outputs, 1, height, width, outputs, to_z);               \
+                              mean + n * outputs, rstd + n * outputs, 1, height, width, outputs, to_z, to_gamma,      \
+                              to_beta);                                                                               \
             for (int64_t i = 0; i < size; i++) full[i] = load_##SUFFIX(to_z + i);                                     \
             thin_to_weight(padded, full, height, width, inputs, outputs, to_weight);                                  \
         }                                                                                                             \

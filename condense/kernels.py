@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 MOST_CHANNELS = 1024  # as in kernels.c: sums of one image's channels stand on the stack
+FEW_CHANNELS = 2  # of images, up to which `first_block` is faster than PyTorch's convolution and `norm_relu_pool`
 _SUFFIX = {torch.float32: "float", torch.bfloat16: "bfloat"}
 
 
@@ -85,13 +86,14 @@ def norm_relu_pool(activation: Tensor, gamma: Tensor, beta: Tensor, eps: float) 
 
 def norm_relu_pool_gradient(
     activation: Tensor, gradient: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, rstd: Tensor
-) -> Tensor:
-    """Gradient at z of `norm_relu_pool`, given that at its result; no graph."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients at z, gamma and beta of `norm_relu_pool`, given that at its result; no graph."""
     gradient = gradient.contiguous(memory_format=torch.channels_last)
-    to_activation = torch.empty_like(activation)
+    to_activation, to_gamma, to_beta = torch.empty_like(activation), torch.zeros_like(gamma), torch.zeros_like(beta)
     count, channels, height, width = activation.shape
-    _call("backward", activation, gradient, gamma, beta, mean, rstd, count, height, width, channels, to_activation)
-    return to_activation
+    sizes = count, height, width, channels
+    _call("backward", activation, gradient, gamma, beta, mean, rstd, *sizes, to_activation, to_gamma, to_beta)
+    return to_activation, to_gamma, to_beta
 
 
 def first_block(
@@ -129,15 +131,18 @@ def first_block_gradient(
     beta: Tensor,
     mean: Tensor,
     rstd: Tensor,
-) -> Tensor:
-    """Gradient (O, I, 3, 3) float32 at the weight of `first_block`, given that at its result; no graph."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients at weight, gamma and beta of `first_block`, float32, given that at its result; no graph.
+
+    That at the bias is zero, since the norm takes the mean away.
+    """
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     count, inputs, height, width = images.shape
     by_tap = _by_tap(weight)
-    found = torch.zeros_like(by_tap)
+    found = torch.zeros_like(by_tap), torch.zeros_like(gamma), torch.zeros_like(beta)
     sizes = count, height, width, inputs, len(weight)
-    _call("thin_backward", _last(images), gradient, by_tap, bias, gamma, beta, mean, rstd, *sizes, found)
-    return found.permute(3, 2, 0, 1)
+    _call("thin_backward", _last(images), gradient, by_tap, bias, gamma, beta, mean, rstd, *sizes, *found)
+    return found[0].permute(3, 2, 0, 1), found[1], found[2]
 
 
 def _by_tap(weight: Tensor) -> Tensor:

@@ -50,11 +50,11 @@ def test_the_same_seed_gives_the_same_accuracies_whatever_else_is_trained(
 def test_stacked_learners_equal_the_same_learners_one_by_one() -> None:
     images, labels = toy(30, 0)
     made = evaluator(QUICK)
-    together = made._train(images, labels, range(3), None)
+    together = made._trained(images, labels, range(3), None).parameters
     for index in range(3):
-        alone = made._train(images, labels, range(index, index + 1), None)
-        for name, parameter in alone.items():
-            torch.testing.assert_close(parameter[0], together[name][index], rtol=1e-4, atol=1e-5)
+        alone = made._trained(images, labels, range(index, index + 1), None).parameters
+        for one, stacked in zip(alone, together, strict=True):
+            torch.testing.assert_close(one, stacked[index], rtol=1e-4, atol=1e-5)
 
 
 def test_the_recipes_are_the_published_ones() -> None:

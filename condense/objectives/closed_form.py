@@ -17,7 +17,6 @@ from condense import kernels
 from condense.networks import ConvNet
 
 PIECE = 16  # images of one class at a time: at width 128 and 32x32 the largest activation is 8 MB
-FEW_CHANNELS = 2  # of images, up to which kernels.first_block is faster than PyTorch's convolution
 
 
 @torch.no_grad()
@@ -45,7 +44,7 @@ def _gradients(network: ConvNet, weights: list[Tensor], images: Tensor, label: i
     hidden = images.contiguous(memory_format=torch.channels_last)
     norms = [(norm.weight.float(), norm.bias.float(), norm.eps) for _, norm in network.blocks]
     bias = cast(Tensor, network.blocks[0][0].bias).float()
-    compiled = int(images.shape[1] <= FEW_CHANNELS)  # leading blocks that are one call
+    compiled = int(images.shape[1] <= kernels.FEW_CHANNELS)  # leading blocks that are one call
     kept = []
     if compiled:
         hidden, *statistics = kernels.first_block(images, weights[0], bias, *norms[0])
@@ -63,7 +62,7 @@ def _gradients(network: ConvNet, weights: list[Tensor], images: Tensor, label: i
     for level in reversed(range(compiled, len(weights))):
         inputs, activation, mean, rstd = kept[level - compiled]
         gamma, beta, _ = norms[level]
-        to_activation = kernels.norm_relu_pool_gradient(activation, gradient, gamma, beta, mean, rstd)
+        to_activation, _, _ = kernels.norm_relu_pool_gradient(activation, gradient, gamma, beta, mean, rstd)
         wanted = [level > 0, True, False]
         gradient, to_weight, _ = torch.ops.aten.convolution_backward(
             to_activation, inputs, weights[level], None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, wanted
@@ -71,5 +70,6 @@ def _gradients(network: ConvNet, weights: list[Tensor], images: Tensor, label: i
         found.append(to_weight)
     if compiled:
         gamma, beta, _ = norms[0]
-        found.append(kernels.first_block_gradient(images, gradient, weights[0], bias, gamma, beta, *statistics))
+        to_weight, _, _ = kernels.first_block_gradient(images, gradient, weights[0], bias, gamma, beta, *statistics)
+        found.append(to_weight)
     return found[::-1]
