@@ -1,0 +1,172 @@
+"""CPU-seconds to an accuracy: the plain reference for a number of outer steps, and what ours needs to get as far.
+
+    python -m benchmarks.time_to_accuracy RESULTS.jsonl --source parquet:FILE --ipc 1 --reference 20 \
+        --steps 1 2 4 8 16 --seeds 0 1 2 --set key=value ...
+
+The reference (benchmarks/reference/dc.py: one class at a time, float pixels, published schedule, 256 real images a
+class) runs in a process of its own, whose allocator is left alone. Ours runs once for every number of outer steps, each
+with its whole learning rate schedule. Both see the same train images, and their images (the reference's as float) are
+judged by fresh learners of one recipe on validation images, never on the test split. CPU-seconds are those of the outer
+steps, one thread. Every row is a line of RESULTS.jsonl; what is there is not repeated; the table says the fewest
+CPU-seconds with which ours is at least as accurate as the reference of the same seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.reference import dc
+from benchmarks.rows import append, finished
+from condense.allocator import keep_memory
+from condense.building import build_engine, build_evaluator, build_images
+from condense.collective import Alone
+from condense.condensation import open_checked
+from condense.config import RunConfig
+from condense.pixels import to_float
+from condense.settings import resolve
+from condense.slices import load_held_out, load_slice, normalisation_of
+
+CPU = torch.device("cpu")
+
+
+class Task:
+    """One dataset, images per class and seed: real images, and what judges sets."""
+
+    def __init__(self, overrides: list[str]) -> None:
+        self.config = resolve(RunConfig, None, ["bits_weight=0", "workers=0", *overrides])
+        self.source, _ = open_checked(self.config)
+        classes = range(len(self.source.class_names))
+        self.real = load_slice(self.source, classes, Alone(), CPU)
+        self.normalisation = normalisation_of(self.real, Alone())
+        self.evaluator = build_evaluator(self.config, len(classes), self.normalisation)
+        limit = self.config.evaluation.validation_images
+        self.validation = load_held_out(self.source, "validation", classes, Alone(), CPU, limit=limit)
+
+    def accuracy(self, images: Tensor) -> float:
+        """Mean percent of learners trained on images (C, ipc, channels, H, W): uint8, or float on the scale of it."""
+        labels = torch.arange(len(images)).repeat_interleave(images.shape[1])
+        learners = self.config.evaluation.learners
+        judged = self.evaluator.evaluate(
+            images.flatten(0, 1), labels, [self.validation], learners=learners, collective=Alone()
+        )
+        return judged.mean
+
+
+def reference(task: Task, steps: int) -> dict[str, Any]:
+    """The plain method for `steps` outer steps."""
+    config = task.config
+    torch.manual_seed(config.seed)
+    real = [task.normalisation.apply(to_float(images)) for images in task.real]
+    synthetic = torch.randn(len(real), config.images_per_class, *real[0].shape[1:], requires_grad=True)
+    optimizer = torch.optim.SGD([synthetic], lr=0.1, momentum=0.5)
+    matches, epochs = config.matching.schedule(config.images_per_class)
+    spent = time.process_time()
+    for _ in range(steps):
+        network = dc.ConvNet(tuple(real[0].shape[1:]), len(real), config.network.width)
+        for match in range(matches):
+            dc.match(network, real, synthetic, optimizer, 256)
+            for _ in range(epochs if match + 1 < matches else 0):
+                dc.train_epoch(network, synthetic)
+    spent = time.process_time() - spent
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (task.normalisation.mean, task.normalisation.std))
+    return {"cpu_seconds": spent, "accuracy": task.accuracy((synthetic.detach() * std + mean) * 255)}
+
+
+def ours(task: Task, steps: int) -> dict[str, Any]:
+    """The engine for `steps` outer steps."""
+    keep_memory()
+    config = task.config.model_copy(update={"outer_steps": steps})
+    synthetic = build_images(config, task.source, task.real, range(len(task.real)))
+    engine = build_engine(config, len(task.real), task.real, task.normalisation, None, synthetic, Alone())
+    spent = time.process_time()
+    for step in range(steps):
+        engine.outer_step(step)
+    spent = time.process_time() - spent
+    return {"cpu_seconds": spent, "accuracy": task.accuracy(synthetic.images_uint8())}
+
+
+def child(arguments: argparse.Namespace, method: str, steps: int, seed: int) -> dict[str, Any]:
+    """One run in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.time_to_accuracy", str(arguments.results), "--method", method]
+    command += ["--steps", str(steps), "--ipc", str(arguments.ipc), "--source", arguments.source]
+    command += ["--seeds", str(seed), "--set", *arguments.overrides]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: for each dataset and images per class, the reference and every number of steps of ours."""
+    lines = [
+        "| | ipc | outer steps | CPU-seconds | validation % | as accurate as the reference |",
+        "|---|---|---|---|---|---|",
+    ]
+    for source, ipc in sorted({(row["source"], row["ipc"]) for row in rows}):
+        own = [row for row in rows if (row["source"], row["ipc"]) == (source, ipc)]
+        goals = {row["seed"]: row for row in own if row["method"] == "reference"}
+        for method, steps in sorted({(row["method"], row["steps"]) for row in own}, reverse=True):
+            these = [row for row in own if (row["method"], row["steps"]) == (method, steps)]
+            accuracies = [row["accuracy"] for row in these]
+            spent = statistics.mean(row["cpu_seconds"] for row in these)
+            reached = sum(row["accuracy"] >= goals[row["seed"]]["accuracy"] for row in these if row["seed"] in goals)
+            name = Path(source).stem + (", reference" if method == "reference" else "")
+            lines.append(
+                f"| {name} | {ipc} | {steps} | {spent:.1f} "
+                f"| {statistics.mean(accuracies):.2f} ± {statistics.pstdev(accuracies):.2f} "
+                f"| {'' if method == 'reference' else f'{reached} of {len(these)}'} |"
+            )
+        ratios = []
+        for seed, goal in goals.items():
+            reaching = [
+                row["cpu_seconds"]
+                for row in own
+                if (row["method"], row["seed"]) == ("ours", seed) and row["accuracy"] >= goal["accuracy"]
+            ]
+            ratios += [goal["cpu_seconds"] / min(reaching)] if reaching else []
+        if ratios:
+            told = ", ".join(f"{ratio:.0f}" for ratio in ratios)
+            lines.append(f"| {Path(source).stem} | {ipc} | | | | **{told} times fewer CPU-seconds** by seed |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Reads the arguments, runs what is missing, prints the table; with --method one run alone."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--source", default="fashion-mnist")
+    parser.add_argument("--ipc", type=int, default=1)
+    parser.add_argument("--reference", type=int, default=20, help="outer steps of the reference")
+    parser.add_argument("--steps", type=int, nargs="*", default=[])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE")
+    parser.add_argument("--method", choices=["reference", "ours"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.method:
+        torch.set_num_threads(1)
+        own = [f"source={arguments.source}", f"images_per_class={arguments.ipc}", f"seed={arguments.seeds[0]}"]
+        method = {"reference": reference, "ours": ours}[arguments.method]
+        print(json.dumps(method(Task([*arguments.overrides, *own]), arguments.steps[0])))
+        return
+    for seed in arguments.seeds:
+        for method, steps in [("reference", arguments.reference), *(("ours", steps) for steps in arguments.steps)]:
+            what = {"source": arguments.source, "ipc": arguments.ipc, "seed": seed, "method": method, "steps": steps}
+            what["settings"] = arguments.overrides
+            if not any(what.items() <= row.items() for row in finished(arguments.results)):
+                row = what | child(arguments, method, steps, seed)
+                print(row, file=sys.stderr, flush=True)
+                append(arguments.results, row)
+    print(table(finished(arguments.results)))
+
+
+if __name__ == "__main__":
+    main()
