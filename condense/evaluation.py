@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F  # noqa: N812
 
-from condense import fused, seeding
+from condense import seeding
 from condense.augment import augment, crop_scale_rotate, draw_transform
 from condense.collective import Collective
 from condense.errors import NonFiniteError
@@ -246,6 +246,6 @@ class _Together:
     def logits(self, images: Tensor) -> Tensor:
         """(learners, N, C, H, W) to (learners, N, classes)."""
         if self.count == 1:
-            return fused.logits(self._network, images[0])[None]
+            return self._network.once(images[0])[None]
         found: Tensor = self._logits(self._stacked, images)
         return found

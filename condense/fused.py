@@ -1,52 +1,70 @@
-"""Logits of a learner whose gradients are taken once, as where it is trained or tested: on a CPU a ConvNet's blocks run
-compiled (kernels.py), in half to two thirds of the time of PyTorch's layers and in float32 alike within rounding.
+"""A ConvNet's blocks on a CPU, compiled (kernels.py), for automatic differentiation.
 
-Where gradients of gradients are taken, as in matching, PyTorch's own layers stay.
+They equal PyTorch's layers within rounding. `norm_relu_pool` can be differentiated twice, as matching does;
+`first_block` once, where learners are trained or tested.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from condense import kernels
-from condense.networks import ConvNet, Learner
 
 
-def logits(network: Learner, images: Tensor) -> Tensor:
-    """(N, C, H, W) normalised images to (N, classes); differentiable once, in the network's parameters."""
-    if not isinstance(network, ConvNet) or not kernels.available(
-        images, images.dtype, network.blocks[0][0].out_channels
-    ):
-        return network(images)  # type: ignore[no-any-return]
-    hidden = images.contiguous(memory_format=torch.channels_last)
-    for level, (convolution, norm) in enumerate(network.blocks):
-        weight, bias = convolution.weight, cast(Tensor, convolution.bias)
-        if level == 0 and images.shape[1] <= kernels.FEW_CHANNELS:
-            hidden = _FirstBlock.apply(hidden, weight, bias, norm.weight, norm.bias, norm.eps)
-        else:
-            weight = weight.contiguous(memory_format=torch.channels_last)
-            hidden = _NormReluPool.apply(F.conv2d(hidden, weight, bias, padding=1), norm.weight, norm.bias, norm.eps)
-    found: Tensor = network.classifier(hidden.flatten(1))
-    return found
+def norm_relu_pool(activation: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
+    """avg_pool2d(relu(instance_norm(z) * gamma + beta), 2) of z (N, C, H, W), where `kernels.available`.
+
+    Gradients of its gradients are those in z and in what comes from above; in gamma and beta there are none.
+    """
+    # Before `apply`: what is made inside has no history, and the second derivative would end there.
+    activation = activation.contiguous(memory_format=torch.channels_last)
+    pooled: Tensor = _NormReluPool.apply(activation, gamma, beta, eps)
+    return pooled
+
+
+def first_block(images: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
+    """`norm_relu_pool` of a 3x3 convolution, padded by one, of images (N, I, H, W) with few channels.
+
+    Differentiable once, in the parameters.
+    """
+    pooled: Tensor = _FirstBlock.apply(images, weight, bias, gamma, beta, eps)
+    return pooled
 
 
 class _NormReluPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, activation: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
-        activation = activation.contiguous(memory_format=torch.channels_last)
         pooled, mean, rstd = kernels.norm_relu_pool(activation, gamma, beta, eps)
         ctx.save_for_backward(activation, gamma, beta, mean, rstd)
         return pooled
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        activation, *rest = ctx.saved_tensors
-        return *kernels.norm_relu_pool_gradient(activation, outputs[0], *rest), None
+        to_activation, to_gamma, to_beta = _NormReluPoolGradient.apply(outputs[0], *ctx.saved_tensors)
+        return to_activation, to_gamma, to_beta, None
+
+
+class _NormReluPoolGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, gradient: Tensor, activation: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, rstd: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(gradient, activation, gamma, beta, mean, rstd)
+        found = kernels.norm_relu_pool_gradient(activation, gradient, gamma, beta, mean, rstd)
+        ctx.mark_non_differentiable(*found[1:])
+        return found
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        gradient, activation, *rest = ctx.saved_tensors
+        if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
+            raise NotImplementedError("gradients of gradients in a norm's own parameters")
+        to_gradient, to_activation = kernels.norm_relu_pool_twice(activation, gradient, outputs[0], *rest)
+        return to_gradient, to_activation, None, None, None, None
 
 
 class _FirstBlock(torch.autograd.Function):

@@ -125,6 +125,65 @@ static inline void store_bfloat(uint16_t *to, float value) { /* round to nearest
 BLOCK(float, float)
 BLOCK(bfloat, uint16_t)
 
+/* backward's own gradient: of the sum over pixels of v * to_z, at the gradient of pooled and at z. With x = (z - m) r, g
+   the gradient that ReLU lets pass (a quarter of what is pooled), N pixels and sums over them,
+       to_z = gamma r (g - sum(g) / N - x sum(g x) / N)
+       A = sum(v g) - sum(v) sum(g) / N - sum(v x) sum(g x) / N
+       d/dz = gamma r r / N ((sum(g x) sum(v) + sum(v x) sum(g)) / N - sum(g x) v - sum(v x) g
+                             + x (2 sum(v x) sum(g x) / N - A)) */
+void twice_float(const float *restrict z, const float *restrict gradient, const float *restrict v,
+                 const float *restrict gamma, const float *restrict beta, const float *restrict mean,
+                 const float *restrict rstd, int64_t images, int64_t height, int64_t width, int64_t channels,
+                 float *restrict to_gradient, float *restrict to_z) {
+    float sv[MOST_CHANNELS], sg[MOST_CHANNELS], svx[MOST_CHANNELS], sgx[MOST_CHANNELS], svg[MOST_CHANNELS];
+    float zeros[MOST_CHANNELS] = {0}, nowhere[MOST_CHANNELS];
+    float inverse = 1 / (float)(height * width);
+    int64_t rows = height / 2, columns = width / 2;
+    for (int64_t n = 0; n < images; n++) {
+        int64_t start = n * height * width * channels;
+        const float *image = z + start, *along = v + start, *m = mean + n * channels, *r = rstd + n * channels;
+        float *out = to_z + start, *pooled = to_gradient + n * rows * columns * channels;
+        const float *from = gradient + n * rows * columns * channels;
+        for (int64_t c = 0; c < channels; c++) sv[c] = sg[c] = svx[c] = sgx[c] = svg[c] = 0;
+        memset(pooled, 0, rows * columns * channels * sizeof(float));
+        for (int64_t y = 0; y < height; y++)
+            for (int64_t x = 0; x < width; x++) {
+                const float *a = image + (y * width + x) * channels, *u = along + (y * width + x) * channels;
+                int inside = y < 2 * rows && x < 2 * columns;
+                const float *g = inside ? from + (y / 2 * columns + x / 2) * channels : zeros;
+                for (int64_t c = 0; c < channels; c++) {
+                    float unit = (a[c] - m[c]) * r[c];
+                    float passed = unit * gamma[c] + beta[c] > 0 ? 0.25f * g[c] : 0;
+                    sv[c] += u[c];
+                    sg[c] += passed;
+                    svx[c] += u[c] * unit;
+                    sgx[c] += passed * unit;
+                    svg[c] += u[c] * passed;
+                }
+            }
+        for (int64_t c = 0; c < channels; c++) /* A */
+            svg[c] -= inverse * (sv[c] * sg[c] + svx[c] * sgx[c]);
+        for (int64_t y = 0; y < height; y++)
+            for (int64_t x = 0; x < width; x++) {
+                int64_t at = (y * width + x) * channels;
+                const float *a = image + at, *u = along + at;
+                int inside = y < 2 * rows && x < 2 * columns;
+                const float *g = inside ? from + (y / 2 * columns + x / 2) * channels : zeros;
+                float *to = inside ? pooled + (y / 2 * columns + x / 2) * channels : nowhere;
+                for (int64_t c = 0; c < channels; c++) {
+                    float unit = (a[c] - m[c]) * r[c], scale = gamma[c] * r[c];
+                    int passes = unit * gamma[c] + beta[c] > 0;
+                    float passed = passes ? 0.25f * g[c] : 0;
+                    float flat = inverse * (sgx[c] * sv[c] + svx[c] * sg[c]) - sgx[c] * u[c] - svx[c] * passed;
+                    float bent = unit * (2 * inverse * svx[c] * sgx[c] - svg[c]);
+                    out[at + c] = scale * r[c] * inverse * (flat + bent);
+                    float back = 0.25f * scale * (u[c] - inverse * (sv[c] + unit * svx[c]));
+                    to[c] = passes ? to[c] + back : to[c];
+                }
+            }
+    }
+}
+
 /* The first block: z is the 3x3 convolution, padded by one, of few input channels I. It is computed again for its
    gradient: that is cheaper than to keep it, and than a library's convolution, which is made for many channels.
    weight and to_weight (3, 3, I, O); a row of a padded image holds 3 I neighbours of a pixel side by side. */

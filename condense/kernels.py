@@ -96,6 +96,18 @@ def norm_relu_pool_gradient(
     return to_activation, to_gamma, to_beta
 
 
+def norm_relu_pool_twice(
+    activation: Tensor, gradient: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients at `gradient` and at z of sum(v * to_z), to_z as of `norm_relu_pool_gradient`; float32."""
+    gradient = gradient.contiguous(memory_format=torch.channels_last)
+    v = v.contiguous(memory_format=torch.channels_last)
+    found = torch.empty_like(gradient), torch.empty_like(activation)
+    count, channels, height, width = activation.shape
+    _call("twice", activation, gradient, v, gamma, beta, mean, rstd, count, height, width, channels, *found)
+    return found
+
+
 def first_block(
     images: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from condense import fused, seeding
+from condense import seeding
 from condense.augment import augment, draw_transforms
 from condense.batches import RealBatches
 from condense.collective import Collective, sum_all_
@@ -124,7 +124,7 @@ class LearnerTraining:
         if len(images):
             with torch.enable_grad():
                 self.network.requires_grad_(True)
-                logits = fused.logits(self.network, images)
+                logits = self.network.once(images)
                 losses = [weight * F.cross_entropy(logits, labels, reduction="sum") for weight, labels in targets]
                 gradients = list(torch.autograd.grad(torch.stack(losses).sum() / count, parameters))
                 self.network.requires_grad_(False)

@@ -1,7 +1,7 @@
 """The compiled block and the closed-form gradients against PyTorch's layers and automatic differentiation."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -112,27 +112,45 @@ def test_closed_form_gradients_equal_automatic_differentiation_in_float64(
 
 @needs_compiler
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_learners_fused_logits_and_their_gradients_equal_its_own_layers(channels: int) -> None:
+def test_a_learners_compiled_logits_and_their_gradients_equal_its_own_layers(channels: int) -> None:
     network = trained_network(channels).requires_grad_(True)
     images, labels = drawn(9, channels, 12, 12, seed=6), torch.arange(9) % 4
-    parameters = list(network.parameters())
     exact = copy.deepcopy(network).double()
-    logits = fused.logits(network, images)
-    torch.testing.assert_close(logits.double(), exact(images.double()), rtol=1e-4, atol=1e-5)
-    found = torch.autograd.grad(F.cross_entropy(logits, labels), parameters)
     wanted = torch.autograd.grad(F.cross_entropy(exact(images.double()), labels), list(exact.parameters()))
-    for a, b in zip(found, wanted, strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-5)
+    for logits in (network(images), network.once(images)):
+        torch.testing.assert_close(logits.double(), exact(images.double()), rtol=1e-4, atol=1e-5)
+        found = torch.autograd.grad(F.cross_entropy(logits, labels), list(network.parameters()))
+        for a, b in zip(found, wanted, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-5)
 
 
 @needs_compiler
-def test_gradients_of_fused_gradients_are_refused() -> None:
-    network, images = trained_network().requires_grad_(True), drawn(3, 2, 12, 12)
-    parameters = list(network.parameters())
-    loss = fused.logits(network, images).square().sum()
-    gradients = torch.autograd.grad(loss, parameters, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradients[0].sum().backward()
+@pytest.mark.parametrize("size", [(4, 4), (7, 5), (12, 12)])
+def test_gradients_of_the_blocks_gradients_equal_automatic_differentiation_in_float64(size: tuple[int, int]) -> None:
+    activation, gamma, beta = 3 + 2 * drawn(3, 5, *size), drawn(5, seed=1), drawn(5, seed=2)
+    above, v = drawn(3, 5, size[0] // 2, size[1] // 2, seed=3), drawn(3, 5, *size, seed=4)
+
+    def twice(made: Callable[[Tensor], Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+        z, g = activation.to(dtype).requires_grad_(), above.to(dtype).requires_grad_()
+        (to_z,) = torch.autograd.grad(made(z), z, g, create_graph=True)
+        return torch.autograd.grad((to_z * v.to(dtype)).sum(), (z, g))
+
+    found = twice(lambda z: fused.norm_relu_pool(z, gamma, beta, EPS), torch.float32)
+    wanted = twice(lambda z: block(z, gamma.double(), beta.double()), torch.float64)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4)
+
+
+@needs_compiler
+def test_gradients_that_the_kernels_do_not_have_are_refused() -> None:
+    network, images = trained_network(1).requires_grad_(True), drawn(3, 1, 12, 12)
+    for loss, refusal in (
+        (network.once(images).square().sum(), "once_differentiable"),
+        (network(images).square().sum(), "a norm's own parameters"),
+    ):
+        gradients = torch.autograd.grad(loss, list(network.parameters()), create_graph=True)
+        with pytest.raises(RuntimeError, match=refusal):
+            gradients[0].sum().backward()
 
 
 @pytest.fixture
