@@ -18,6 +18,7 @@ from PIL import Image
 from condense.errors import DatasetError
 from condense.files import write_whole
 from condense.parquet import CondensedDataset, content_digest, write_dataset
+from condense.soft_labels import label_bits
 from condense.tracking import image_grid
 
 PARQUET = "data.parquet"
@@ -67,7 +68,7 @@ def card(dataset: CondensedDataset, name: str) -> str:
         f"![Every image of the set]({PREVIEW})",
         _accuracy(dataset),
         _simplicity(dataset),
-        _loading(about, name),
+        _loading(dataset, name),
         _provenance(dataset),
         _limits(about),
     ]
@@ -166,10 +167,12 @@ def _accuracy(dataset: CondensedDataset) -> str:
 def _simplicity(dataset: CondensedDataset) -> str:
     bits = _part(dataset.provenance, "bits")
     flow = _part(dataset.provenance, "flow")
+    labels = label_bits(dataset.soft_labels)
     rows = [
         ("bits per dim, real images", _number(bits.get("per_dim_before"), 2)),
         ("bits per dim, this dataset", _number(_mean_bits(dataset), 2)),
-        ("bits of the whole set", _number(None if dataset.bits is None else float(dataset.bits.sum()), 0)),
+        ("bits of the whole set", _number(None if dataset.bits is None else float(dataset.bits.sum()) + labels, 0)),
+        ("bits of its soft labels, 8 for each class and image", _number(labels or None, 0)),
         ("PNG bytes of the whole set", _number(bits.get("png_bytes"), 0)),
     ]
     by = f"Bits are code lengths under the flow `{flow['name']}`" if "name" in flow else ""
@@ -180,8 +183,11 @@ def _simplicity(dataset: CondensedDataset) -> str:
     return "\n\n".join(part for part in ("## Simplicity", table, by, figure) if part)
 
 
-def _loading(about: Mapping[str, Any], name: str) -> str:
-    stated = about.get("normalisation")
+def _loading(dataset: CondensedDataset, name: str) -> str:
+    stated = dataset.provenance.get("normalisation")
+    labels, note = (
+        ("label", "") if dataset.soft_labels is None else ("soft_label", "  # (images, classes): distributions")
+    )
     normalise = ""
     if stated:
         mean, std = ([round(float(value), 6) for value in stated[key]] for key in ("mean", "std"))
@@ -208,7 +214,7 @@ from torchvision.io import decode_image
 
 rows = pyarrow.parquet.read_table("{name}/{PARQUET}").to_pydict()
 images = torch.stack([decode_image(torch.tensor(list(i["bytes"]), dtype=torch.uint8)) for i in rows["image"]])
-labels = torch.tensor(rows["label"]){normalise}
+labels = torch.tensor(rows["{labels}"]){note}{normalise}
 ```"""
 
 

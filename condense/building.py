@@ -16,8 +16,9 @@ from condense.flow.precision import at_precision
 from condense.networks import build_network
 from condense.objectives import build_objective
 from condense.schedule import Schedule
+from condense.soft_labels import initial_logits
 from condense.sources import DataSource
-from condense.start import starting_images
+from condense.start import starting_images, starting_labels
 from condense.synthetic import SyntheticSet, initial_set
 
 
@@ -72,10 +73,15 @@ def build_penalty(config: RunConfig, density: Density | None, device: torch.devi
 
 
 def build_images(config: RunConfig, source: DataSource, real: Sequence[Tensor], classes: range) -> SyntheticSet:
-    """The images that a run of these classes begins with; `real` are theirs."""
-    start = starting_images(config, source)
+    """The images that a run of these classes begins with, and their labels; `real` are theirs."""
+    start, ipc = starting_images(config, source), config.images_per_class
     own = None if start is None else start[classes.start : classes.stop]
-    return initial_set(config.images, real, classes, config.images_per_class, seed=config.seed, start=own)
+    logits = None
+    if config.images.labels == "soft":
+        taught = starting_labels(config, source)
+        mine = None if taught is None else taught[classes.start : classes.stop]
+        logits = initial_logits(classes, ipc, len(source.class_names), mine)
+    return initial_set(config.images, real, classes, ipc, seed=config.seed, start=own, logits=logits)
 
 
 def build_evaluator(config: RunConfig, class_count: int, normalisation: Normalisation) -> Evaluator:

@@ -35,6 +35,7 @@ from condense.networks import build_network
 from condense.pace import Pace
 from condense.parquet import CondensedDataset, content_digest
 from condense.slices import HeldOut, load_held_out, load_slice, normalisation_of, source_digest
+from condense.soft_labels import check_labels, from_codes, label_bits
 from condense.sources import DataSource, open_source
 from condense.splits import check_class_sizes
 from condense.start import starting_images
@@ -59,6 +60,7 @@ def open_checked(config: RunConfig) -> tuple[DataSource, str | None]:
     if config.workers == 0:
         local_device(config.gpus_per_worker)
     check_matching(config.objective, config.matching)
+    check_labels(config.images.labels, config.objective)
     check_factor(config.images.factor, source.shape)
     check_class_sizes(source.class_counts, config.images_per_class, source.class_names)
     starting_images(config, source)
@@ -105,9 +107,9 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
     run = _Run(config, around, engine, evaluator, density, real, classes, pace)
     run.optimise(source)
     images = run.whole(engine.synthetic.images_uint8())
-    labels = run.whole(engine.synthetic.labels)
+    labels, soft = run.whole(engine.synthetic.labels), run.soft_labels()
     found = (
-        run.judge(images, labels, HeldOut(source, classes, collective, device))
+        run.judge(images, labels, soft, HeldOut(source, classes, collective, device))
         if config.evaluation.test
         else {"controls": {}}
     )
@@ -117,7 +119,7 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
         source=source.description() | {"digest": digest},
         flow=None if flow_name is None or density is None else {"name": flow_name, "digest": density.digest},
         normalisation=normalisation,
-        content_digest=content_digest(images.cpu(), labels.cpu(), source.class_names),
+        content_digest=content_digest(images.cpu(), labels.cpu(), source.class_names, soft),
     )
     facts |= found | {
         "outer_steps": engine.schedule.total,
@@ -126,7 +128,8 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
         "bits": {
             "per_dim_before": run.real_bits(),
             "per_dim_after": None if bits_per_dim is None else float(bits_per_dim.mean()),
-            "per_set": None if bits is None else float(bits.sum()),
+            "per_set": None if bits is None else float(bits.sum()) + label_bits(soft),
+            "labels_per_set": label_bits(soft),
             "png_bytes": int(png_bytes.sum()),
             "weight": engine.bits_weight,
             "attempts": None if run.target is None else run.target.tried,
@@ -134,7 +137,8 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
         "seconds": time.perf_counter() - started,
         "seconds_by_part": dict(engine.stopwatch.seconds),
     }
-    return CondensedDataset(images.cpu(), labels.cpu(), source.class_names, bits, bits_per_dim, None, facts)
+    taught = None if soft is None else soft.cpu()
+    return CondensedDataset(images.cpu(), labels.cpu(), source.class_names, bits, bits_per_dim, taught, facts)
 
 
 class _Run:
@@ -208,8 +212,13 @@ class _Run:
         """Per-class rows (C, ipc, ...) of the slice to the whole set's (N, ...), classes in order."""
         return self.around.collective.gather(part.contiguous()).flatten(0, 1)
 
-    def judge(self, images: Tensor, labels: Tensor, test: HeldOut) -> dict[str, Any]:
-        """The one look at the test split: the set, and the controls beside it."""
+    def soft_labels(self) -> Tensor | None:
+        """Of the whole set, float32 (N, classes), as they are evaluated and written; None where labels are hard."""
+        codes = self.engine.synthetic.label_codes()
+        return None if codes is None else from_codes(self.whole(codes))
+
+    def judge(self, images: Tensor, labels: Tensor, soft: Tensor | None, test: HeldOut) -> dict[str, Any]:
+        """The one look at the test split: the set, and the controls beside it, whose labels are hard."""
         config, seed, ipc = self.config, self.config.seed, self.config.images_per_class
         after = self._mean_bits(images.view(-1, ipc, *images.shape[1:])[self.classes.start : self.classes.stop])
         sets: dict[str, Tensor] = {}
@@ -221,7 +230,8 @@ class _Run:
                 sets["jpeg_real"], quality = controls.jpeg_at_bits(
                     random, after, lambda part: self._mean_bits(part) or 0.0
                 )
-        evaluation = self._test(*self._decoded(images, labels), test, "set", 0, 1 + len(sets))
+        trained_on = self._decoded(images, labels if soft is None else soft)
+        evaluation = self._test(*trained_on, test, "set", 0, 1 + len(sets))
         found: dict[str, Any] = {"evaluation": evaluation.description(), "controls": {}}
         for index, (name, part) in enumerate(sets.items()):
             control = self._test(self.whole(part), labels, test, name, index + 1, 1 + len(sets))
@@ -259,9 +269,9 @@ class _Run:
             )
 
     def _decoded(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What learners are trained on: the whole set's canvases (N, ...) decoded, with their labels."""
+        """What learners are trained on: the whole set's canvases (N, ...) decoded, with their labels, hard or soft."""
         factor = self.config.images.factor
-        return decode_uint8(images, factor), labels.repeat_interleave(factor**2)
+        return decode_uint8(images, factor), labels.repeat_interleave(factor**2, 0)
 
     def _mean_bits(self, part: Tensor) -> float | None:
         """Mean bits per dim over all workers of slice images (C, n, channels, H, W); None without a flow."""
@@ -275,7 +285,8 @@ class _Run:
     def _follow(self, done: int, result: StepResult, validation: tuple[Tensor, Tensor]) -> None:
         """Validation accuracy, bits and pictures at one step."""
         images = self.whole(self.engine.synthetic.images_uint8())
-        labels = self.whole(self.engine.synthetic.labels)
+        soft = self.soft_labels()
+        labels = self.whole(self.engine.synthetic.labels) if soft is None else soft
         learners = self.config.evaluation.validation_learners
         evaluation = self._evaluate(*self._decoded(images, labels), [validation], learners)
         bits = self._mean_bits(self.engine.synthetic.images_uint8())

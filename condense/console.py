@@ -109,9 +109,11 @@ def show_result(facts: Mapping[str, Any], class_count: int, images: int) -> None
         quality = f" (quality {control['quality']})" if "quality" in control else ""
         table.add_row(name.replace("_", " ") + quality, _accuracy(control), _optional(control["bits_per_dim"]))
     out.print(table)
+    labels = bits.get("labels_per_set")
+    whole = f"{_optional(bits['per_set'], 0)} bits" + (f" (soft labels {labels:,})" if labels else "")
     out.print(
         f"bits per dim: real {_optional(bits['per_dim_before'])} -> condensed {_optional(bits['per_dim_after'])}; "
-        f"whole set {_optional(bits['per_set'], 0)} bits, {bits['png_bytes']} PNG bytes",
+        f"whole set {whole}, {bits['png_bytes']} PNG bytes",
     )
     parts = facts["seconds_by_part"]
     shares = ", ".join(f"{part} {100 * spent / sum(parts.values()):.0f} %" for part, spent in parts.items())

@@ -125,8 +125,9 @@ class Engine:
             collective=collective,
         )
         self._representatives: tuple[int, Tensor] | None = None  # the match step of their choice, and their batch
-        self.optimizer = build_optimizer(images, synthetic.parameters)
-        self.base_rate, self.decays = images.learning_rate, images.schedule == "cosine"
+        self.optimizer = build_optimizer(images, synthetic)
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.decays = images.schedule == "cosine"
         self.schedule, self.updates = schedule, self.match_steps * matching.updates  # of an outer step
         self.device = synthetic.classes.device
         self.stopwatch = Stopwatch(self.device)
@@ -162,8 +163,9 @@ class Engine:
         elif kind == "real":
             self.learner.train_on_real_(match - 1)
         else:
-            images = self._decoded(self.synthetic.images().detach())
-            self.learner.train_on_synthetic_(images, match - 1, self.inner_epochs)
+            images, labels = self._decoded(self.synthetic.images().detach()), self.synthetic.soft_labels()
+            taught = None if labels is None else self._of_decoded(labels.detach())
+            self.learner.train_on_synthetic_(images, match - 1, self.inner_epochs, taught)
 
     def _match(self, match: int) -> Tensor:
         """`matching.updates` image updates towards one real batch; their mean result."""
@@ -195,33 +197,42 @@ class Engine:
         decoded: Tensor = decode(images.flatten(0, 1), self.synthetic.factor).unflatten(0, (len(images), -1))
         return decoded
 
+    def _of_decoded(self, labels: Tensor) -> Tensor:
+        """Soft labels of canvases (C, ipc, classes) to those of the images that learners see: they share them."""
+        return labels.repeat_interleave(self.synthetic.factor**2, 1)
+
     def _update_images(self, targets: list[Any], transforms: Sequence[tuple[Draw, ...]], update: int) -> Tensor:
         """One step of the image optimiser; the slice's share of (mean distance, mean bits per dim), and its classes
         whose distance or gradient is not finite."""
         classes = self.synthetic.classes
-        images = self.synthetic.images()
+        images, labels = self.synthetic.images(), self.synthetic.soft_labels()
+        learned = [images] if labels is None else [images, labels]
         found, gradients = [], []
         with self.stopwatch.part("matching"):
             for part, target in zip(self._parts(), targets, strict=True):
-                seen = images[part].detach().requires_grad_()
+                seen, *soft = (whole[part].detach().requires_grad_() for whole in learned)
                 inputs = augment_classes(self.normalisation.apply(self._decoded(seen)), transforms[part])
-                own = self.objective.distances(self.network, target, inputs, classes[part])
-                gradients.append(torch.autograd.grad(own.sum() / self.class_count, seen)[0])
+                taught = self._of_decoded(soft[0]) if soft else classes[part]
+                own = self.objective.distances(self.network, target, inputs, taught)
+                gradients.append(torch.autograd.grad(own.sum() / self.class_count, [seen, *soft]))
                 found.append(own.detach())
-        distances, gradient = torch.cat(found), torch.cat(gradients)
+        distances = torch.cat(found)
+        gradient, *to_labels = (torch.cat(parts) for parts in zip(*gradients, strict=True))
         bits = torch.zeros((), device=self.device)
         if self.density is not None:
             with self.stopwatch.part("bits"):
                 bits, bits_gradient = self._bits(self.density, images.detach(), update)
                 gradient = gradient.add_(bits_gradient, alpha=self.bits_weight)
-        bad = ~(distances.isfinite() & gradient.flatten(1).isfinite().all(1))
+        finite = [part.flatten(1).isfinite().all(1) for part in (gradient, *to_labels)]
+        bad = ~(distances.isfinite() & torch.stack(finite).all(0))
         if bool(bad.any()):
             self._bad = f"class {classes[bad].tolist()[0]}"
         with self.stopwatch.part("image update"):
-            self.optimizer.param_groups[0]["lr"] = self._rate(update)
+            for index, group in enumerate(self.optimizer.param_groups):
+                group["lr"] = self._rate(update, index)
             parameters = self.synthetic.parameters
             for parameter, to_parameter in zip(
-                parameters, torch.autograd.grad(images, parameters, gradient), strict=True
+                parameters, torch.autograd.grad(learned, parameters, [gradient, *to_labels]), strict=True
             ):
                 parameter.grad = to_parameter
             self.optimizer.step()
@@ -264,7 +275,8 @@ class Engine:
             total = total + bits.detach()
         return total, torch.cat(gradients).view_as(images)
 
-    def _rate(self, update: int) -> float:
+    def _rate(self, update: int, group: int = 0) -> float:
+        base: float = self.base_rates[group]
         if not self.decays:
-            return self.base_rate
-        return self.base_rate * 0.5 * (1 + math.cos(math.pi * self.schedule.phase(update, self.updates)))
+            return base
+        return base * 0.5 * (1 + math.cos(math.pi * self.schedule.phase(update, self.updates)))

@@ -146,7 +146,7 @@ class Evaluator:
 
         Args:
             images: uint8 (N, C, H, W), the set to train on.
-            labels: int64 (N,).
+            labels: int64 (N,), or soft labels, float32 (N, classes).
             held_out: the images to test on in pieces, uint8 (M, C, H, W) and int64 (M,), read once.
             learners: how many networks in all.
             collective: the workers, who all hold the same arguments.

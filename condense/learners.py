@@ -80,8 +80,11 @@ class LearnerTraining:
                 scale = kept.flatten(1).norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)
                 parameter.add_((noise * scale).view_as(kept), alpha=self.matching.pool_noise)
 
-    def train_on_synthetic_(self, images: Tensor, match: int, epochs: int) -> None:
-        """Epochs of SGD on the whole synthetic set, of which the slice has images (C, n, channels, H, W) in [0, 1]."""
+    def train_on_synthetic_(self, images: Tensor, match: int, epochs: int, soft: Tensor | None = None) -> None:
+        """Epochs of SGD on the whole synthetic set, of which the slice has images (C, n, channels, H, W) in [0, 1].
+
+        soft: their labels (C, n, classes) where they are not hard.
+        """
         own = self.normalisation.apply(images.flatten(0, 1))
         per_class = images.shape[1]
         first, count = self.first_class * per_class, self.class_count * per_class
@@ -91,7 +94,8 @@ class LearnerTraining:
                 mine = (batch >= first) & (batch < first + len(own))
                 rows = batch[mine].to(own.device)
                 inputs = self._augmented(own[rows - first], mine, draws)
-                self._step_(inputs, [(1.0, rows // per_class)], len(batch))
+                labels = rows // per_class if soft is None else soft.flatten(0, 1)[rows - first]
+                self._step_(inputs, [(1.0, labels)], len(batch))
 
     def train_on_real_(self, match: int, *, purpose: str = "learner-images") -> None:
         """One pass of SGD over `learner_images` real images, as many of each class, which all workers share."""

@@ -42,7 +42,7 @@ class CondensedDataset:
         label value.
     bits: float64 (N,), code length of each image under the flow. bits_per_dim: float64 (N,), bits / (C H W). Both are
         None where the run had no flow of the images' shape.
-    soft_labels: float32 (N, classes) or None.
+    soft_labels: float32 (N, classes), what learners are taught where they were learned; or None.
     provenance: plain values: config, seed, versions, revision, source_digest, flow_digest, value_range, normalisation
         {"mean": [C], "std": [C]} for images in [0, 1], decoder, evaluation. Writing adds format, class_names and
         content_digest.
@@ -57,9 +57,13 @@ class CondensedDataset:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def decoded(self) -> tuple[Tensor, Tensor]:
-        """What learners are trained on: uint8 (M, C, H, W) and labels (M,); a canvas of factor f is f^2 images."""
+        """What learners are trained on: uint8 (M, C, H, W) and labels (M,), or soft ones (M, classes) where learned.
+
+        A canvas of factor f is f^2 images, which share its label.
+        """
         factor = int(self.provenance.get("decoder", {}).get("factor", 1))
-        return decode_uint8(self.images, factor), self.labels.repeat_interleave(factor**2)
+        labels = self.labels if self.soft_labels is None else self.soft_labels
+        return decode_uint8(self.images, factor), labels.repeat_interleave(factor**2, 0)
 
 
 def content_digest(
@@ -145,8 +149,11 @@ def read_dataset(path: str | Path) -> CondensedDataset:
     return dataset
 
 
-class CondensedImages(Dataset[tuple[Any, int]]):
+class CondensedImages(Dataset[tuple[Any, int | Tensor]]):
     """A condensed dataset for `torch.utils.data.DataLoader`: (image, label) pairs, canvases decoded.
+
+    A label is a class or, where soft ones were learned, float32 (classes,): `cross_entropy` takes either. `targets` are
+    the classes that the images were made for.
 
     Args:
         path: the Parquet file.
@@ -164,7 +171,9 @@ class CondensedImages(Dataset[tuple[Any, int]]):
         self.dataset = read_dataset(path)
         self.classes = list(self.dataset.class_names)
         self._pictures, labels = self.dataset.decoded()
-        self.targets: list[int] = labels.tolist()
+        per_row = len(labels) // len(self.dataset.labels)
+        self.targets: list[int] = self.dataset.labels.repeat_interleave(per_row).tolist()
+        self._labels: Sequence[int] | Tensor = self.targets if self.dataset.soft_labels is None else labels
         self.transform = transform
         self._images = to_float(self._pictures)
         if normalise:
@@ -177,10 +186,10 @@ class CondensedImages(Dataset[tuple[Any, int]]):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Any, int | Tensor]:
         if self.transform is None:
-            return self._images[index], self.targets[index]
-        return self.transform(Image.open(io.BytesIO(encode_png(self._pictures[index])))), self.targets[index]
+            return self._images[index], self._labels[index]
+        return self.transform(Image.open(io.BytesIO(encode_png(self._pictures[index])))), self._labels[index]
 
 
 def _table(dataset: CondensedDataset) -> pa.Table:

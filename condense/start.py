@@ -1,5 +1,7 @@
 """A run that starts from the images of an earlier one: `images.init: set:PATH` of the Parquet file that it wrote.
 
+Where both have soft labels, it starts from those of the earlier one too.
+
 What decides the result is what the file holds, not where it is: a run's identity has the digest of its content.
 """
 
@@ -42,6 +44,17 @@ def starting_images(config: RunConfig, source: DataSource) -> Tensor | None:
             )
     rows: Tensor = start.images[start.labels.argsort(stable=True)]
     return rows.view(len(counts), ipc, *source.shape)
+
+
+def starting_labels(config: RunConfig, source: DataSource) -> Tensor | None:
+    """float32 (C, ipc, classes), soft labels of the images of `starting_images`; None where there are none."""
+    if not config.images.init.startswith(FROM_SET):
+        return None
+    start = _read(config)
+    if start.soft_labels is None:
+        return None
+    rows: Tensor = start.soft_labels[start.labels.argsort(stable=True)]
+    return rows.view(len(source.class_names), config.images_per_class, -1)
 
 
 def with_digest(config: RunConfig) -> RunConfig:

@@ -11,6 +11,8 @@ Two parameterisations of alpha:
     pixels    alpha itself
     pyramid   alpha = sum over levels l of the parameters at 1 / 2^l of the side, enlarged bilinearly; coarse levels
               move whole regions at once, so that simple images are reached in fewer steps
+
+Labels are the classes that the images are made for, or soft ones that are parameters too (soft_labels.py).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from condense.controls import kmeans_real
 from condense.decoder import tile
 from condense.pixels import round_straight_through, to_float, to_uint8
 from condense.settings import Settings
+from condense.soft_labels import Labels, label_codes, soft_labels
 
 COARSEST = 2  # side of the pyramid's last level
 
@@ -63,6 +66,8 @@ class ImagesConfig(Settings):
     betas: tuple[float, float] = (0.5, 0.99)
     momentum: float = Field(0.5, ge=0, lt=1)
     schedule: Literal["constant", "cosine"] = "cosine"
+    labels: Labels = "hard"  # soft: a distribution over the classes for each image, learned with its pixels
+    label_learning_rate: float = Field(0.1, gt=0)  # of soft labels' logits, by the images' optimiser and schedule
     # The result is an exponential moving average of the images' parameters over updates, with this weight of the past
     averaging: float = Field(0.0, ge=0, lt=1)
 
@@ -88,7 +93,9 @@ class SyntheticSet:
 
     Attributes:
         parameters: (C, ipc, channels, H / 2^l, W / 2^l) for each level l, unconstrained; one level is plain pixels.
-        averages: of the parameters over updates, level by level; None where the parameters are the result.
+            Where labels are soft, their logits (C, ipc, classes of the whole set) come last.
+        levels: how many of the parameters are pixels.
+        averages: of the parameters over updates, one by one; None where the parameters are the result.
         classes: (C,) int64, the label of each row.
         factor: each image is a canvas of factor^2 images that learners see.
     """
@@ -100,8 +107,16 @@ class SyntheticSet:
         bound: Literal["sigmoid", "clamp"] = "clamp",
         factor: int = 1,
         averaging: float = 0.0,
+        logits: Tensor | None = None,
     ) -> None:
-        """averaging: weight of the past in `averages`."""
+        """
+        Args:
+            parameters: of the pixels, level by level.
+            averaging: weight of the past in `averages`.
+            logits: of soft labels; None is hard labels.
+        """
+        self.levels = len(parameters)
+        parameters = [*parameters] if logits is None else [*parameters, logits]
         self.bound = torch.sigmoid if bound == "sigmoid" else clamp
         self.averages = [parameter.clone() for parameter in parameters] if averaging else None
         self.averaging, self.averaged = averaging, 0
@@ -113,8 +128,8 @@ class SyntheticSet:
         """(C, ipc, channels, H, W), unconstrained, differentiable in the parameters."""
         return self._summed(self.parameters)
 
-    def _summed(self, levels: Sequence[Tensor]) -> Tensor:
-        finest, *coarser = levels
+    def _summed(self, parameters: Sequence[Tensor]) -> Tensor:
+        finest, *coarser = parameters[: self.levels]
         alpha = finest
         for level in coarser:
             enlarged = interpolate(level.flatten(0, 1), size=finest.shape[-2:], mode="bilinear", align_corners=False)
@@ -129,6 +144,15 @@ class SyntheticSet:
         """(C, ipc, channels, H, W) uint8: the bytes that are evaluated and written."""
         with torch.no_grad():
             return to_uint8(self.bound(self._summed(self.averages or self.parameters)))
+
+    def soft_labels(self) -> Tensor | None:
+        """(C, ipc, classes of the whole set), differentiable in their logits; None where labels are hard."""
+        return None if self.levels == len(self.parameters) else soft_labels(self.parameters[-1])
+
+    def label_codes(self) -> Tensor | None:
+        """uint8 (C, ipc, classes of the whole set): the bytes of what is evaluated and written; None likewise."""
+        with torch.no_grad():
+            return None if self.levels == len(self.parameters) else label_codes((self.averages or self.parameters)[-1])
 
     @torch.no_grad()
     def average_(self) -> None:
@@ -149,7 +173,7 @@ class SyntheticSet:
 
     @property
     def labels(self) -> Tensor:
-        """(C, ipc) int64."""
+        """(C, ipc) int64: the classes that the images are made for."""
         return self.classes[:, None].expand(-1, self.ipc)
 
 
@@ -183,6 +207,7 @@ def initial_set(
     *,
     seed: int,
     start: Tensor | None = None,
+    logits: Tensor | None = None,
 ) -> SyntheticSet:
     """A new synthetic set for `classes`; each class has its own draws, whoever owns it.
 
@@ -193,6 +218,7 @@ def initial_set(
         ipc: images per class.
         seed: the run's seed.
         start: the images of a set to start from, uint8 (len(classes), ipc, channels, H, W).
+        logits: of soft labels, (len(classes), ipc, classes of the whole set); None is hard labels.
     """
     rows = []
     for index, (label, images) in enumerate(zip(classes, real, strict=True)):
@@ -210,7 +236,9 @@ def initial_set(
             parameters.append(torch.zeros((*parameters[0].shape[:-2], side, side), device=device))
             side //= 2
     labels = torch.tensor(list(classes), device=device)
-    return SyntheticSet(parameters, labels, config.bound, config.factor, config.averaging)
+    if logits is not None:
+        logits = logits.to(device)
+    return SyntheticSet(parameters, labels, config.bound, config.factor, config.averaging, logits)
 
 
 def _start(config: ImagesConfig, images: Tensor, label: int, ipc: int, seed: int, draws: torch.Generator) -> Tensor:
@@ -224,8 +252,12 @@ def _start(config: ImagesConfig, images: Tensor, label: int, ipc: int, seed: int
     return tile(chosen, config.factor) if config.init == "tiles" else chosen
 
 
-def build_optimizer(config: ImagesConfig, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """The optimiser of a set's parameters, at its initial learning rate."""
+def build_optimizer(config: ImagesConfig, synthetic: SyntheticSet) -> torch.optim.Optimizer:
+    """The optimiser of a set's parameters, at its initial learning rates: pixels, then soft labels if there are any."""
+    pixels, labels = synthetic.parameters[: synthetic.levels], synthetic.parameters[synthetic.levels :]
+    groups: list[dict[str, Any]] = [{"params": pixels, "lr": config.learning_rate}]
+    if labels:
+        groups.append({"params": labels, "lr": config.label_learning_rate})
     if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=config.learning_rate, betas=config.betas)
-    return torch.optim.SGD(parameters, lr=config.learning_rate, momentum=config.momentum)
+        return torch.optim.Adam(groups, betas=config.betas)
+    return torch.optim.SGD(groups, momentum=config.momentum)

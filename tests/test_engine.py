@@ -15,6 +15,7 @@ from condense.matching import PUBLISHED, MatchingConfig
 from condense.networks import NetworkConfig, build_network
 from condense.objectives import build_objective
 from condense.schedule import Schedule
+from condense.soft_labels import initial_logits
 from condense.synthetic import ImagesConfig, initial_set
 
 CLASSES, SHAPE = 4, (1, 8, 8)
@@ -47,6 +48,7 @@ def engine(
 ) -> Engine:
     real = [real_images()[label] for label in owned]
     images = images or ImagesConfig()
+    logits = initial_logits(owned, ipc, CLASSES) if images.labels == "soft" else None
     return Engine(
         matching=matching or MatchingConfig(real_batch=6, updates=1, steps=2 if ipc > 1 else 1, inner_epochs=2),
         images=images,
@@ -58,7 +60,7 @@ def engine(
         density=QuadraticDensity(SHAPE) if bits_weight else None,
         normalisation=Normalisation((0.5,), (0.25,)),
         real=real,
-        synthetic=initial_set(images, real, owned, ipc, seed=3),
+        synthetic=initial_set(images, real, owned, ipc, seed=3, logits=logits),
         class_count=CLASSES,
         collective=collective or Alone(),
     )

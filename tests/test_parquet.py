@@ -164,7 +164,10 @@ def test_a_data_loader_gives_float_batches_of_the_stored_levels(written: tuple[P
     images, labels = next(iter(DataLoader(CondensedImages(path), batch_size=6)))
     assert images.dtype == torch.float32
     assert torch.equal(images.mul(255).round().to(torch.uint8), dataset.images)
-    assert torch.equal(labels, dataset.labels)
+    assert torch.equal(labels, dataset.soft_labels)
+    assert CondensedImages(path).targets == dataset.labels.tolist()
+    hard = write_dataset(path.with_name("hard.parquet"), dataclasses.replace(dataset, soft_labels=None))
+    assert torch.equal(next(iter(DataLoader(CondensedImages(hard), batch_size=6)))[1], dataset.labels)
 
 
 def test_normalised_images_use_the_files_own_mean_and_deviation(tmp_path: Path) -> None:

@@ -39,7 +39,10 @@ class Objective(Protocol):
         """What to match, from normalised real images (C, B, channels, H, W) with labels `classes` (C,); no graph."""
 
     def distances(self, network: Learner, target: Any, synthetic: Tensor, classes: Tensor) -> Tensor:
-        """Distances (C,) of normalised synthetic images (C, ipc, channels, H, W); differentiable in them."""
+        """Distances (C,) of normalised synthetic images (C, ipc, channels, H, W); differentiable in them.
+
+        classes: (C,) int64; where labels are soft, and the objective uses labels, (C, ipc, classes), differentiably.
+        """
 
     def __call__(self, network: Learner, real: Tensor, synthetic: Tensor, classes: Tensor) -> Tensor:
         """Both halves at once: (C,)."""

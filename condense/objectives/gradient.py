@@ -86,8 +86,8 @@ def class_gradients(network: nn.Module, images: Tensor, classes: Tensor, *, crea
     Args:
         network: made of Conv2d (stride 1) and Linear layers and of layers that treat images singly.
         images: (C, n, channels, H, W), normalised; n images for each of C classes.
-        classes: (C,) int64, the label that the images of each row have.
-        create_graph: whether the result is differentiated in the images.
+        classes: (C,) int64, the label that the images of each row have; or soft ones of each image, (C, n, classes).
+        create_graph: whether the result is differentiated in the images, and in soft labels.
 
     Returns:
         One tensor (C, rows, columns) per weight; a convolution's columns are its in-channels times kernel.
@@ -103,12 +103,11 @@ def class_gradients(network: nn.Module, images: Tensor, classes: Tensor, *, crea
     try:
         with torch.enable_grad():
             logits = network(images.flatten(0, 1))
-            labels = classes.repeat_interleave(per_class)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            soft = classes.is_floating_point()
+            labels = classes.flatten(0, 1).to(logits.dtype) if soft else classes.repeat_interleave(per_class)
             # The sum over classes of each class's mean: its gradient at an image is that of its own class's loss.
-            loss = (
-                F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="sum")
-                / per_class
-            )
+            loss = F.cross_entropy(logits, labels, reduction="sum") / per_class
             outputs = [output for _, _, output in captured]
             gradients = torch.autograd.grad(loss, outputs, create_graph=create_graph)
     finally:
@@ -200,5 +199,8 @@ class GradientMatching:
         return self.distances(network, self.target(network, real, classes), synthetic, classes)
 
     def distances(self, network: nn.Module, target: ClassGradients, synthetic: Tensor, classes: Tensor) -> Tensor:
-        """Distances (C,) of the synthetic images (C, ipc, channels, H, W) to the target; differentiable in them."""
+        """Distances (C,) of the synthetic images (C, ipc, channels, H, W) to the target; differentiable in them.
+
+        classes: (C,) int64, or soft labels (C, ipc, classes), in which the distances are differentiable too.
+        """
         return self.distance(target, class_gradients(network, synthetic, classes, create_graph=True))

@@ -103,6 +103,19 @@ def test_the_card_states_accuracy_with_spread_recipe_learners_and_controls() -> 
     assert "| PNG bytes of the whole set | 12,345 |" in text
 
 
+def test_the_card_counts_soft_labels_as_bits_and_loads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soft = torch.full((6, 3), 1 / 3)
+    folder = write_folder(tmp_path / "digits", make_dataset(soft_labels=soft))
+    text = (folder / "README.md").read_text()
+    assert "| bits of the whole set | 720 |" in text  # 6 images of 96 bits, 6 labels of three bytes
+    assert "| bits of its soft labels, 8 for each class and image | 144 |" in text
+    monkeypatch.chdir(tmp_path)
+    loaded: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(.*?)```", text, re.S)[1], loaded)
+    assert torch.equal(loaded["labels"], soft)
+    assert "soft labels" not in card(make_dataset(), "digits")
+
+
 def test_the_header_of_the_card_points_at_the_parquet_file() -> None:
     header = yaml.safe_load(card(make_dataset(), "digits").split("---")[1])
     assert header["configs"] == [{"config_name": "default", "data_files": [{"split": "train", "path": "data.parquet"}]}]
