@@ -191,6 +191,7 @@ class _Run:
             for parameter, start in zip(self.engine.synthetic.parameters, beginning, strict=True):
                 with torch.no_grad():
                     parameter.copy_(start)
+            self.engine.synthetic.averaged = 0
             self.engine.optimizer.state.clear()
             step = 0
 

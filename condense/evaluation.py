@@ -198,7 +198,7 @@ class Evaluator:
                 if recipe.augmentation != "none":
                     chosen = self._augment(chosen, orders)
                 logits = together.logits(chosen)
-                wrong = F.cross_entropy(logits.flatten(0, 1), labels[batch].flatten(), reduction="sum")
+                wrong = F.cross_entropy(logits.flatten(0, 1), labels[batch].flatten(0, 1), reduction="sum")
                 loss = wrong / batch.shape[1]  # the sum over learners of their means
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
