@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.rows import append, finished
 from condense.allocator import keep_memory
-from condense.collective import Alone
+from condense.collective import Alone, build_mesh
 from condense.engine import Engine
 from condense.evaluation import Normalisation
 from condense.matching import MatchingConfig
@@ -67,7 +67,7 @@ def engine(
         real=images,
         synthetic=initial_set(config, images, range(classes), ipc, seed=0),
         class_count=classes,
-        collective=Alone(),
+        mesh=build_mesh(Alone()),
     )
 
 
@@ -81,7 +81,7 @@ def time_ours(dataset: str, ipc: int, precision: str, repeats: int) -> dict[str,
         started = time.process_time()
         made.outer_step(step)
         matched = time.process_time()
-        made.learner.train_on_synthetic_(made.synthetic.images().detach(), step, 1)
+        made.learners[0].train_on_synthetic_(made.synthetic.images().detach(), step, 1)
         matches.append(matched - started)
         epochs.append(time.process_time() - matched)
     return {"match": matches[1:], "epoch": epochs[1:]}

@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.rows import tell
 from condense.allocator import keep_memory
-from condense.collective import Alone
+from condense.collective import Alone, build_mesh
 from condense.images import encode_png
 from condense.slices import HeldOut, load_held_out, load_slice, normalisation_of, source_digest
 from condense.sources import DataConfig, open_source
@@ -76,8 +76,8 @@ def read(path: Path, limit_mib: int) -> dict[str, Any]:
     slice_s = time.perf_counter() - started
     source_digest(real, own, source.class_names, Alone(), cpu)
     normalisation_of(real, Alone())
-    validation, _ = load_held_out(source, "validation", own, Alone(), cpu, limit=2000)
-    tested = sum(len(labels) for _, labels in HeldOut(source, own, Alone(), cpu))
+    validation, _ = load_held_out(source, "validation", own, build_mesh(Alone()), cpu, limit=2000)
+    tested = sum(len(labels) for _, labels in HeldOut(source, own, build_mesh(Alone()), cpu))
     return {
         "file_mib": path.stat().st_size // MIB,
         "working_set_mib": sum(images.numel() for images in real) // MIB,

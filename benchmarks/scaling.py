@@ -1,6 +1,7 @@
 """A cost model of an outer step on W workers that share the classes, held against this machine, and asked about GPUs.
 
     python -m benchmarks.scaling measured --rows benchmarks/results/service.jsonl    # two idle cores, a minute
+    python -m benchmarks.scaling measured --rows benchmarks/results/replicas.jsonl --set replicas=2
     python -m benchmarks.scaling gpus                                                # arithmetic alone
 
 With C classes, n = ceil(C / W) of the largest slice, M match steps and S steps of SGD on the synthetic set in between:
@@ -10,7 +11,9 @@ With C classes, n = ceil(C / W) of the largest slice, M match steps and S steps 
 
 `measured` takes launches and compute (what does not shrink with the slice, and what does) from two engines of ten and
 of five classes in one process with one thread, the exchange from two processes, and compares with the rows that
-benchmarks.service wrote. `gpus` takes them from counts of operations and the data sheet figures below.
+benchmarks.service wrote. With `replicas=2` each of the two workers has all classes and one network, trained alone, and
+what is exchanged is the gradient at the images, once an update. `gpus` takes them from counts of operations and the
+data sheet figures below.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from benchmarks.rows import finished
 from benchmarks.service import FULL, ROOT
 from condense.allocator import keep_memory
 from condense.building import build_engine
-from condense.collective import Alone
+from condense.collective import Alone, build_mesh, mesh_shape
 from condense.condensation import open_checked
 from condense.config import RunConfig
 from condense.networks import build_network
@@ -45,8 +48,9 @@ def engine_seconds(config: RunConfig, classes: int) -> dict[str, float]:
     """Seconds by part of an outer step whose slice has so many classes."""
     source, _ = open_checked(config)
     real = source.load_classes(range(classes))
+    mesh = build_mesh(Alone(), config.replicas)
     synthetic = initial_set(config.images, real, range(classes), config.images_per_class, seed=0)
-    engine = build_engine(config, 10, real, normalisation_of(real, Alone()), None, synthetic, Alone())
+    engine = build_engine(config, 10, real, normalisation_of(real, Alone()), None, synthetic, mesh)
     engine.outer_step(0)
     engine.stopwatch.seconds.clear()
     for step in range(1, STEPS + 1):
@@ -82,17 +86,23 @@ def measured(rows: Path, settings: list[str], clock: str) -> None:
     keep_memory()
     torch.set_num_threads(1)
     config = resolve(RunConfig, ROOT / "examples" / "quickstart.yaml", (*FULL, "bits_weight=0", "workers=0", *settings))
-    whole, half = engine_seconds(config, 10), engine_seconds(config, 5)
+    slices, columns = mesh_shape(2, config.replicas)
+    shared = config.model_copy(update={"replicas": config.replicas // columns})
+    whole, half = engine_seconds(config, 10), engine_seconds(shared, 10 // slices)
     steps, epochs = config.matching.schedule(config.images_per_class)
-    exchanges = (steps - 1) * epochs * math.ceil(10 * config.images_per_class / config.matching.learner_batch)
     source, _ = open_checked(config)
-    numbers = sum(parameter.numel() for parameter in build_network(config.network, source.shape, 10).parameters())
+    if columns == 1:
+        batches = math.ceil(10 * config.images_per_class / config.matching.learner_batch)
+        exchanges = config.replicas * (steps - 1) * epochs * batches
+        numbers = sum(parameter.numel() for parameter in build_network(config.network, source.shape, 10).parameters())
+    else:
+        exchanges, numbers = steps * config.matching.updates, 10 * config.images_per_class * math.prod(source.shape)
     exchange = exchange_seconds(numbers)
-    print(f"parts with ten classes {shown(whole)}; with five {shown(half)}")
+    print(f"parts of one worker {shown(whole)}; of each of two {shown(half)}")
     print(f"{exchanges} exchanges of {numbers:,} floats an outer step, {1000 * exchange:.2f} ms each")
     one, two = sum(whole.values()), sum(half.values()) + exchanges * exchange
     fixed = 2 * sum(half.values()) - sum(whole.values())
-    print(f"of {one:.2f} s an outer step {fixed:.2f} s do not shrink with the slice (launches)")
+    print(f"of {one:.2f} s an outer step {fixed:.2f} s do not shrink with the share (launches)")
     print(f"predicted: {one:.2f} s on one worker, {two:.2f} s on two, efficiency {one / (2 * two):.2f}")
     found = finished(rows)
     if not found:

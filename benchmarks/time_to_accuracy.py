@@ -29,7 +29,7 @@ from benchmarks.reference import dc
 from benchmarks.rows import append, finished
 from condense.allocator import keep_memory
 from condense.building import build_engine, build_evaluator, build_images
-from condense.collective import Alone
+from condense.collective import Alone, build_mesh
 from condense.condensation import open_checked
 from condense.config import RunConfig
 from condense.pixels import to_float
@@ -50,7 +50,7 @@ class Task:
         self.normalisation = normalisation_of(self.real, Alone())
         self.evaluator = build_evaluator(self.config, len(classes), self.normalisation)
         limit = self.config.evaluation.validation_images
-        self.validation = load_held_out(self.source, "validation", classes, Alone(), CPU, limit=limit)
+        self.validation = load_held_out(self.source, "validation", classes, build_mesh(Alone()), CPU, limit=limit)
 
     def accuracy(self, images: Tensor) -> float:
         """Mean percent of learners trained on images (C, ipc, channels, H, W): uint8, or float on the scale of it."""
@@ -87,7 +87,7 @@ def ours(task: Task, steps: int) -> dict[str, Any]:
     keep_memory()
     config = task.config.model_copy(update={"outer_steps": steps})
     synthetic = build_images(config, task.source, task.real, range(len(task.real)))
-    engine = build_engine(config, len(task.real), task.real, task.normalisation, None, synthetic, Alone())
+    engine = build_engine(config, len(task.real), task.real, task.normalisation, None, synthetic, build_mesh(Alone()))
     spent = time.process_time()
     for step in range(steps):
         engine.outer_step(step)

@@ -13,7 +13,6 @@ from cluster.places import check_places
 from cluster.registry import DatasetVersion
 from cluster.store import check_tracking, patience
 from condense import local, provenance
-from condense.collective import class_slice
 from condense.condensation import open_checked
 from condense.config import RunConfig
 from condense.errors import TrackingError
@@ -78,9 +77,6 @@ def run(
     config = flows.resolved(config)
     source, flow = open_checked(config)
     config = pinned(config, flow)
-    if isinstance(config.workers, int) and config.workers > 0:
-        # Refused here, not after Ray has started.
-        class_slice(len(source.class_names), 0, config.max_workers or config.workers)
     name = config.dataset_name(source.name)
     run_id, tracker = _open(config, source.name, name, flow, trial_of) if tracked else (None, NullTracker())
     try:

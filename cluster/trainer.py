@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.checkpoints import SharedCheckpoints
 from cluster.connection import POLL_S, connected
 from condense.allocator import keep_memory
-from condense.collective import Alone, ProcessGroup, class_slice
+from condense.collective import Alone, ProcessGroup, check_mesh, most_workers
 from condense.condensation import condense
 from condense.config import RunConfig
 from condense.errors import (
@@ -82,7 +82,8 @@ def train(
         CondenseError: what the workers raised.
     """
     job = partial(_condense, config.as_dict())
-    made = on_workers(job, run_name(config), config, class_count, tracker, progress, most=config.max_workers)
+    most, replicas = config.max_workers, config.replicas
+    made = on_workers(job, run_name(config), config, class_count, tracker, progress, most=most, replicas=replicas)
     assert isinstance(made, CondensedDataset)
     return made
 
@@ -96,6 +97,7 @@ def on_workers(
     progress: Callable[[Progress], None],
     *,
     most: int | None = None,
+    replicas: int = 1,
 ) -> Any:
     """What `job` returns on worker 0 of a group; an interrupted run of the same name goes on from its checkpoint.
 
@@ -108,15 +110,16 @@ def on_workers(
         progress: called here, in the driver.
         most: workers to grow to while the cluster has room, from `workers`, and to shrink from when it loses some;
             each change goes on from the last checkpoint. None keeps their number.
+        replicas: of each share, over which workers can be divided too (see `condense.collective.mesh_shape`).
 
     Raises:
         ConfigError: more workers than shares or than the cluster can hold.
         CondenseError: what the workers raised.
     """
     with connected(), tempfile.TemporaryDirectory() as scratch:  # Ray's own notes, of no use to a later run
-        workers, cpus, gpus = layout(config, shares)
+        workers, cpus, gpus = layout(config, shares, replicas)
         if most is not None:
-            class_slice(shares, 0, most)
+            check_mesh(shares, workers, replicas, most)
             os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", ELASTIC_START_S)
         storage = absolute(config.storage)
         started = uuid.uuid4().hex
@@ -166,7 +169,7 @@ def on_workers(
         return outcome
 
 
-def layout(config: Placement, shares: int) -> tuple[int, int, float]:
+def layout(config: Placement, shares: int, replicas: int = 1) -> tuple[int, int, float]:
     """(workers, CPUs each, GPUs each) on the cluster that is connected.
 
     "auto" is one worker a GPU, or one every two cores, and never more than shares of the work. A cluster that
@@ -179,8 +182,8 @@ def layout(config: Placement, shares: int) -> tuple[int, int, float]:
     total = ray.cluster_resources()
     cores, cards = int(total.get("CPU", 0)), total.get("GPU", 0.0)
     one_each = int(cards) if cards else cores // 2
-    workers = max(1, min(shares, one_each)) if config.workers == "auto" else int(config.workers)
-    class_slice(shares, 0, workers)
+    workers = most_workers(one_each, shares, replicas) if config.workers == "auto" else int(config.workers)
+    check_mesh(shares, workers, replicas)
     gpus = config.gpus_per_worker if config.gpus_per_worker is not None else min(1.0, cards / workers)
     cpus = config.cpus_per_worker or _cores_each(workers)
     if own and workers * cpus > cores:

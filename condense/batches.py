@@ -45,23 +45,24 @@ def representatives(features: Tensor, count: int) -> Tensor:
 
 
 class RealBatches:
-    """Batches of the classes of one slice."""
+    """Batches of the classes of one slice, for one network replica."""
 
-    def __init__(self, real: Sequence[Tensor], labels: Sequence[int], size: int, seed: int) -> None:
+    def __init__(self, real: Sequence[Tensor], labels: Sequence[int], size: int, seed: int, replica: int = 0) -> None:
         """
         Args:
             real: uint8 (n_c, channels, H, W) for each class.
             labels: the classes of `real`.
             size: images per class and batch.
             seed: the run's seed.
+            replica: each has draws of its own.
         """
-        self.real, self.labels, self.size, self.seed = real, labels, size, seed
+        self.real, self.labels, self.size, self.seed, self.replica = real, labels, size, seed, replica
 
     def random(self, match: int, *, size: int | None = None, purpose: str = "real-batch") -> Tensor:
         """uint8 (C, size, channels, H, W): random images of each class, with replacement only if size > n_c."""
         rows = []
         for label, images in zip(self.labels, self.real, strict=True):
-            draws = seeding.generator(self.seed, purpose, step=match, index=label)
+            draws = seeding.generator(self.seed, purpose, step=match, index=label, replica=self.replica)
             rows.append(images[random_rows(len(images), size or self.size, draws).to(images.device)])
         return torch.stack(rows)
 
@@ -70,7 +71,7 @@ class RealBatches:
         """uint8 (C, size, channels, H, W): images nearest to the cluster centres of each class's features."""
         rows = []
         for label, images in zip(self.labels, self.real, strict=True):
-            draws = seeding.generator(self.seed, "representatives", step=match, index=label)
+            draws = seeding.generator(self.seed, "representatives", step=match, index=label, replica=self.replica)
             chosen = random_rows(len(images), max(self.size, min(len(images), CANDIDATES * self.size)), draws)
             candidates = images[chosen.to(images.device)]
             features = [network.embed(normalisation.apply(to_float(part))) for part in candidates.split(self.size)]

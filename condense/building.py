@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from condense.collective import Collective
+from condense.collective import Mesh
 from condense.config import RunConfig
 from condense.engine import Engine
 from condense.evaluation import RECIPES, Evaluator, Normalisation
@@ -29,7 +29,7 @@ def build_engine(
     normalisation: Normalisation,
     penalty: Density | None,
     synthetic: SyntheticSet,
-    collective: Collective,
+    mesh: Mesh,
 ) -> Engine:
     """The engine of one slice.
 
@@ -40,7 +40,7 @@ def build_engine(
         normalisation: of the whole train split.
         penalty: the flow that is optimised against; None where bits weigh nothing.
         synthetic: the slice's images.
-        collective: of the workers.
+        mesh: of the workers.
     """
     channels, height, width = real[0].shape[1:]
     return Engine(
@@ -60,7 +60,7 @@ def build_engine(
         real=real,
         synthetic=synthetic,
         class_count=class_count,
-        collective=collective,
+        mesh=mesh,
         flip=config.evaluation.flip,
     )
 

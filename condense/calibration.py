@@ -24,7 +24,7 @@ from condense.allocator import keep_memory
 from condense.batches import CANDIDATES, EVERY
 from condense.building import build_engine, build_evaluator, build_images, build_penalty
 from condense.checkpoints import Checkpoint
-from condense.collective import Alone
+from condense.collective import Alone, build_mesh
 from condense.condensation import open_checked
 from condense.config import RunConfig
 from condense.decoder import decode_uint8
@@ -54,10 +54,12 @@ class Costs:
     offers (the same where there is one); `learner` and `epoch` of one evaluation learner, fixed and for each epoch;
     `tested` one image by one learner; `bits` of one image. Memory in MiB: `imported` before anything was loaded,
     `peak` of all that was measured, of which `images` were real images, and `device` the peak on a GPU. `checkpoint`:
-    bytes of the slice's.
+    bytes of the slice's. `replicas`: networks of the outer step, one after another; `once`: those of its seconds that
+    do not grow with them.
     """
 
     classes: int
+    replicas: int
     threads: int
     imports: float
     opening: float
@@ -65,6 +67,7 @@ class Costs:
     building: float
     outer_step: float
     outer_step_other: float
+    once: float
     learner: float
     epoch: float
     tested: float
@@ -80,6 +83,7 @@ def calibrate(config: RunConfig, classes: int, threads: int, learners: int) -> C
     """`Costs` of a config for a slice of so many classes, with so many threads, measured in a fresh process.
 
     Args:
+        config: `replicas` are those of one worker.
         learners: evaluation learners that one worker trains together.
 
     Raises:
@@ -127,18 +131,19 @@ def costs_here(config: RunConfig, classes: int, threads: int, learners: int, imp
     building = now() - started
 
     built: list[Engine] = []
+    mesh = build_mesh(Alone(), config.replicas)
 
     def engine(matching: MatchingConfig) -> Engine:
         changed = config.model_copy(update={"matching": matching})
-        built.append(build_engine(changed, count, real, normalisation, penalty, synthetic, Alone()))
+        built.append(build_engine(changed, count, real, normalisation, penalty, synthetic, mesh))
         return built[-1]
 
-    outer_step = _outer_step(config, engine)
+    outer_step, once = _outer_step(config, engine)
     other = next((n for n in (1, os.cpu_count() or 1) if n != threads), threads)
     outer_step_other = outer_step
     if other != threads and device.type == "cpu":
         torch.set_num_threads(other)
-        outer_step_other = _outer_step(config, engine)
+        outer_step_other, _ = _outer_step(config, engine)
         torch.set_num_threads(threads)
 
     rows = synthetic.images_uint8()[torch.arange(count, device=device) % classes].flatten(0, 1)
@@ -152,6 +157,7 @@ def costs_here(config: RunConfig, classes: int, threads: int, learners: int, imp
         bits = _seconds(lambda: measure(density, measured, seed=0, device=device)) / len(measured)
     return Costs(
         classes=classes,
+        replicas=config.replicas,
         threads=threads,
         imports=imports,
         opening=opening,
@@ -159,6 +165,7 @@ def costs_here(config: RunConfig, classes: int, threads: int, learners: int, imp
         building=building,
         outer_step=outer_step,
         outer_step_other=outer_step_other,
+        once=once,
         learner=fixed,
         epoch=epoch,
         tested=tested,
@@ -179,25 +186,31 @@ def _images_needed(config: RunConfig) -> int:
     return max(batch, config.images_per_class * config.images.factor**2)
 
 
-def _outer_step(config: RunConfig, engine: Callable[[MatchingConfig], Engine]) -> float:
-    """Seconds of an outer step of the config's schedule: measured, or from one with two match steps."""
+def _outer_step(config: RunConfig, engine: Callable[[MatchingConfig], Engine]) -> tuple[float, float]:
+    """Seconds of an outer step of the config's schedule, measured or from one with two match steps, and those of them
+    that do not grow with the replicas."""
     matching = config.matching
     whole = engine(matching)
     steps, epochs = whole.match_steps, whole.inner_epochs
     if steps == 1:
         _, parts = _parts(whole)
-        return sum(parts.values())
+        return sum(parts.values()), _once(parts)
     shorter = min(epochs, EPOCHS)
     synthetic = matching.learner_training == "synthetic"
     update = {"steps": 2, **({"inner_epochs": shorter} if synthetic else {})}
     first, parts = _parts(engine(matching.model_copy(update=update)))
     training = parts.pop("network training")
-    matched = sum(parts.values()) * steps / 2
+    matched, once = sum(parts.values()) * steps / 2, _once(parts) * steps / 2
     if matching.real_batch_choice == "representative":  # the first of the timed steps chose for the others too
         matched += (first["real gradients"] - parts["real gradients"]) * steps / EVERY
     if matching.learner_training == "pool":
-        return matched + training * steps / 2
-    return matched + training * (steps - 1) * (epochs / shorter if synthetic and shorter else 1)
+        return matched + training * steps / 2, once
+    return matched + training * (steps - 1) * (epochs / shorter if synthetic and shorter else 1), once
+
+
+def _once(parts: dict[str, float]) -> float:
+    """Of the seconds by part, those of what is done once for all replicas."""
+    return sum(parts.get(name, 0.0) for name in ("bits", "image update", "communication"))
 
 
 def _parts(engine: Engine) -> tuple[dict[str, float], dict[str, float]]:

@@ -17,6 +17,7 @@ LOWER = {
     "real gradients": "matching.real_batch or network.width (matching.precision=bfloat16 takes half)",
     "matching": "network.width, images_per_class or images.factor, or set more workers, which share the classes",
     "bits": "images_per_class, or take a smaller flow (bits_precision=bfloat16 takes half)",
+    "communication": "images_per_class, or set more workers, which share the classes",
     "image update": "images_per_class, or set more workers, which share the classes",
     TESTING: "evaluation.learners, evaluation.validation_learners or network.width",
 }

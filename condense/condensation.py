@@ -1,8 +1,9 @@
 """From a config to a condensed dataset: THE MAIN PATH.
 
 Every worker runs `condense` with the same config and its own place in the collective; in one process there is one.
-Worker `rank` owns a slice of the classes: their real images, their synthetic images, their controls. What all need
-(the validation and test splits, the set to evaluate) is small and is held or gathered by all.
+A worker owns a slice of the classes: their real images, their synthetic images, their controls; with network replicas
+several workers may hold the same slice, and the same images of it. What all need (the validation and test splits, the
+set to evaluate) is small and is held or gathered by all.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from condense.bits_target import WeightSearch
 from condense.building import build_engine, build_evaluator, build_images, build_penalty
 from condense.capacity import TESTING, told_what_to_lower
 from condense.checkpoints import Checkpoint
-from condense.collective import class_slice
+from condense.collective import build_mesh, check_mesh, class_slice
 from condense.config import RunConfig
 from condense.decoder import check_factor, decode_uint8
 from condense.engine import Engine, StepResult
@@ -59,6 +60,8 @@ def open_checked(config: RunConfig) -> tuple[DataSource, str | None]:
     source = open_source(config.source, config.data, seed=config.seed)
     if config.workers == 0:
         local_device(config.gpus_per_worker)
+    elif config.workers != "auto":
+        check_mesh(len(source.class_names), config.workers, config.replicas, config.max_workers)
     check_matching(config.objective, config.matching)
     check_labels(config.images.labels, config.objective)
     check_factor(config.images.factor, source.shape)
@@ -92,24 +95,25 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
     """
     started = time.perf_counter()
     source, flow_name = open_checked(config)
-    collective, device = around.collective, around.device
-    classes = class_slice(len(source.class_names), collective.rank, collective.size)
-    real = load_slice(source, classes, collective, device)
-    digest = source_digest(real, classes, source.class_names, collective, device)
+    mesh, device = build_mesh(around.collective, config.replicas), around.device
+    slices = mesh.over_slices
+    classes = class_slice(len(source.class_names), slices.rank, slices.size)
+    real = load_slice(source, classes, mesh.everyone, device)
+    digest = source_digest(real, classes, source.class_names, slices, device)
     real = [images.to(device) for images in real]
-    normalisation = normalisation_of(real, collective)
+    normalisation = normalisation_of(real, slices)
     density = None if flow_name is None else open_flow(config, flow_name, device=device)
     penalty = build_penalty(config, density, device)
     synthetic = build_images(config, source, real, classes)
-    engine = build_engine(config, len(source.class_names), real, normalisation, penalty, synthetic, collective)
+    engine = build_engine(config, len(source.class_names), real, normalisation, penalty, synthetic, mesh)
     evaluator = build_evaluator(config, len(source.class_names), normalisation)
-    pace = Pace(config, source, started, collective, device)
+    pace = Pace(config, source, started, mesh.everyone, device)
     run = _Run(config, around, engine, evaluator, density, real, classes, pace)
     run.optimise(source)
     images = run.whole(engine.synthetic.images_uint8())
     labels, soft = run.whole(engine.synthetic.labels), run.soft_labels()
     found = (
-        run.judge(images, labels, soft, HeldOut(source, classes, collective, device))
+        run.judge(images, labels, soft, HeldOut(source, classes, mesh, device))
         if config.evaluation.test
         else {"controls": {}}
     )
@@ -157,7 +161,7 @@ class _Run:
     ) -> None:
         self.config, self.around, self.engine, self.evaluator = config, around, engine, evaluator
         self.density, self.real, self.classes = density, real, classes
-        self.first = around.collective.rank == 0
+        self.mesh, self.first = engine.mesh, around.collective.rank == 0
         self.validation: dict[str, float] = {}
         self.target = None if config.bits_target is None else WeightSearch(config.bits_target)
         self.attempted = 0  # outer steps of earlier attempts at the target
@@ -166,9 +170,8 @@ class _Run:
     def optimise(self, source: DataSource) -> None:
         """All outer steps from the latest checkpoint on, with evaluations and checkpoints between them."""
         config, schedule = self.config, self.schedule
-        place = self.around.collective, self.around.device
         limit = config.evaluation.validation_images
-        validation = load_held_out(source, "validation", self.classes, *place, limit=limit)
+        validation = load_held_out(source, "validation", self.classes, self.mesh, self.around.device, limit=limit)
         beginning = [parameter.detach().clone() for parameter in self.engine.synthetic.parameters]
         step = self._restore()
         while True:
@@ -211,7 +214,7 @@ class _Run:
 
     def whole(self, part: Tensor) -> Tensor:
         """Per-class rows (C, ipc, ...) of the slice to the whole set's (N, ...), classes in order."""
-        return self.around.collective.gather(part.contiguous()).flatten(0, 1)
+        return self.mesh.over_slices.gather(part.contiguous()).flatten(0, 1)
 
     def soft_labels(self) -> Tensor | None:
         """Of the whole set, float32 (N, classes), as they are evaluated and written; None where labels are hard."""
@@ -265,9 +268,7 @@ class _Run:
         self, images: Tensor, labels: Tensor, held_out: Iterable[tuple[Tensor, Tensor]], learners: int
     ) -> Evaluation:
         with told_what_to_lower(lambda: TESTING):
-            return self.evaluator.evaluate(
-                images, labels, held_out, learners=learners, collective=self.around.collective
-            )
+            return self.evaluator.evaluate(images, labels, held_out, learners=learners, collective=self.mesh.everyone)
 
     def _decoded(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What learners are trained on: the whole set's canvases (N, ...) decoded, with their labels, hard or soft."""
@@ -275,12 +276,13 @@ class _Run:
         return decode_uint8(images, factor), labels.repeat_interleave(factor**2, 0)
 
     def _mean_bits(self, part: Tensor) -> float | None:
-        """Mean bits per dim over all workers of slice images (C, n, channels, H, W); None without a flow."""
+        """Mean bits per dim over all slices of slice images (C, n, channels, H, W); None without a flow."""
         if self.density is None:
             return None
         report = measure(self.density, part.flatten(0, 1).cpu(), seed=self.config.seed, device=self.around.device)
         sums = torch.tensor([float(report.bits_per_dim.sum()), len(report.bits_per_dim)], device=self.around.device)
-        total, count = self.around.collective.sum_(sums).tolist()
+        # Over everyone, so that all have the same number: the workers of a slice add it to both sums equally often.
+        total, count = self.mesh.everyone.sum_(sums).tolist()
         return float(total / count)
 
     def _follow(self, done: int, result: StepResult, validation: tuple[Tensor, Tensor]) -> None:
@@ -311,7 +313,7 @@ class _Run:
             self.around.progress(Progress(stage, done, total, values))
 
     def _save(self, done: int, result: StepResult) -> None:
-        gathered, scalars = image_state(self.engine, self.around.collective)
+        gathered, scalars = image_state(self.engine, self.mesh.over_slices)
         identity = self.config.identity()
         scalars |= {f"validation.{name}": value for name, value in self.validation.items()}
         scalars |= self.schedule.scalars() | self.pace.scalars()

@@ -42,6 +42,7 @@ class RunConfig(Settings):
     bits_target: float | None = Field(None, gt=0)  # mean bits per dim to end at; finds bits_weight in several attempts
     objective: str = "gradient"
     outer_steps: int = Field(1000, ge=1)
+    replicas: int = Field(1, ge=1)  # networks drawn for each match step, whose gradients at the images are averaged
     # Seconds from the workers' start to the tested set, instead of outer_steps: as many are done as fit in
     time_budget_s: float | None = Field(None, gt=0)
     seed: int = Field(0, ge=0)

@@ -5,17 +5,18 @@
 Each term is divided by the count of the whole set, not of the slice, so a class's images move the same way whoever
 owns them. With one image per class no worker needs another's images; with more, the learner is trained on the whole
 set between match steps, data-parallel over the slices.
+
+With several network replicas D_c is the mean of their distances: each has a network, real batches and augmentation of
+its own. Where the workers that hold a slice have a replica each, they also share the slice's bits.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from torch import Tensor
 from condense import seeding
 from condense.augment import Draw, augment_classes, draw_transforms
 from condense.batches import RealBatches, choice_at
-from condense.collective import Collective
+from condense.collective import Mesh
 from condense.decoder import decode
 from condense.errors import NonFiniteError
 from condense.evaluation import Normalisation
@@ -34,32 +35,11 @@ from condense.networks import Learner
 from condense.objectives import Objective
 from condense.pixels import to_float
 from condense.schedule import Schedule
+from condense.stopwatch import Stopwatch
 from condense.synthetic import ImagesConfig, SyntheticSet, build_optimizer
 
 CLASSES_AT_ONCE = 64  # gradients of the last layer grow with classes x all classes: bounds what is computed at a time
 FLOW_BATCH = 50  # images per pass through the flow: bounds its activations at any images per class
-
-
-class Stopwatch:
-    """Seconds by part of the step; waits for the device at each boundary so that the parts are honest.
-
-    `running` is the part that is under way, or that an error ended.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.running = ""
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Adds the time of the enclosed block to `name`."""
-        started = time.perf_counter()
-        self.running = name
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds[name] += time.perf_counter() - started
 
 
 @dataclass(frozen=True)
@@ -70,11 +50,22 @@ class StepResult:
     bits_per_dim: float
 
 
+class _Goal(NamedTuple):
+    """What the images of a match step are to come near to, as one replica's network sees it.
+
+    parts: for each of the engine's parts, the transforms of its classes and the target.
+    """
+
+    network: Learner
+    parts: Sequence[tuple[Sequence[tuple[Draw, ...]], Any]]
+
+
 class Engine:
     """Owns a slice's synthetic images and moves them one outer step at a time.
 
     Attributes:
         synthetic: the slice's images.
+        learners: the networks of this worker's replicas.
         optimizer: of their parameters; part of a checkpoint.
         stopwatch: seconds spent in each part.
     """
@@ -94,7 +85,7 @@ class Engine:
         real: Sequence[Tensor],
         synthetic: SyntheticSet,
         class_count: int,
-        collective: Collective,
+        mesh: Mesh,
         flip: bool = True,
     ) -> None:
         """
@@ -103,28 +94,32 @@ class Engine:
             real: uint8 (n_c, channels, H, W) for each class of the slice, on the device that computes.
             synthetic: the slice's images, classes in the order of `real`.
             class_count: classes of the whole set.
+            network: of one replica; the others have copies.
             density: None trains without bits; then `bits_weight` is 0.
             flip: whether augmentation may mirror.
         """
         assert density is not None or bits_weight == 0
         self.matching, self.bits_weight, self.seed = matching, bits_weight, seed
-        self.objective, self.network, self.density = objective, network, density
+        self.objective, self.density = objective, density
         self.normalisation, self.synthetic, self.flip = normalisation, synthetic, flip
-        self.class_count, self.collective = class_count, collective
+        self.class_count, self.mesh = class_count, mesh
         self.ipc = synthetic.ipc
         self.match_steps, self.inner_epochs = (1, 0) if objective.fresh_network else matching.schedule(self.ipc)
-        self.batches = RealBatches(real, synthetic.classes.tolist(), matching.real_batch, seed)
-        self.learner = LearnerTraining(
-            matching=matching,
-            network=network,
-            normalisation=normalisation,
-            batches=self.batches,
-            seed=seed,
-            class_count=class_count,
-            flip=flip,
-            collective=collective,
-        )
-        self._representatives: tuple[int, Tensor] | None = None  # the match step of their choice, and their batch
+        self.learners = [
+            LearnerTraining(
+                matching=matching,
+                network=network if replica == mesh.own.start else copy.deepcopy(network),
+                normalisation=normalisation,
+                batches=RealBatches(real, synthetic.classes.tolist(), matching.real_batch, seed, replica),
+                seed=seed,
+                class_count=class_count,
+                flip=flip,
+                collective=mesh.over_slices,
+            )
+            for replica in mesh.own
+        ]
+        # Of each replica: the match step of their choice, and their batch
+        self._representatives: dict[int, tuple[int, Tensor]] = {}
         self.optimizer = build_optimizer(images, synthetic)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.decays = images.schedule == "cosine"
@@ -134,7 +129,7 @@ class Engine:
         self._bad: str | None = None
 
     def outer_step(self, step: int) -> StepResult:
-        """One fresh network: `match_steps` real batches to match, the network trained in between.
+        """One fresh network a replica: `match_steps` real batches to match, the network trained in between.
 
         Raises:
             NonFiniteError: naming the step and the class.
@@ -142,10 +137,11 @@ class Engine:
         totals = torch.zeros(3, dtype=torch.float64)
         for match in range(step * self.match_steps, (step + 1) * self.match_steps):
             with self.stopwatch.part("network training"):
-                self._prepare_learner_(step, match)
+                for learner in self.learners:
+                    self._prepare_learner_(learner, step, match)
             totals += self._match(match)
         with self.stopwatch.part("communication"):
-            totals = self.collective.sum_(totals.to(self.device)).cpu() / self.match_steps
+            totals = self.mesh.everyone.sum_(totals.to(self.device)).cpu() / self.match_steps
         if totals[2] > 0:  # summed over workers, so that all stop at the same step
             whose = self._bad or "a class on another worker"
             raise NonFiniteError(
@@ -155,37 +151,42 @@ class Engine:
         bits = float(totals[1]) if self.density is not None else math.nan
         return StepResult(float(totals[0]), bits)
 
-    def _prepare_learner_(self, step: int, match: int) -> None:
+    def _prepare_learner_(self, learner: LearnerTraining, step: int, match: int) -> None:
         """The network of a match step: that of the outer step, trained once more."""
         kind = self.matching.learner_training
         if kind == "pool" or match == step * self.match_steps:
-            self.learner.start_(step, match)
+            learner.start_(step, match)
         elif kind == "real":
-            self.learner.train_on_real_(match - 1)
+            learner.train_on_real_(match - 1)
         else:
             images, labels = self._decoded(self.synthetic.images().detach()), self.synthetic.soft_labels()
             taught = None if labels is None else self._of_decoded(labels.detach())
-            self.learner.train_on_synthetic_(images, match - 1, self.inner_epochs, taught)
+            learner.train_on_synthetic_(images, match - 1, self.inner_epochs, taught)
 
     def _match(self, match: int) -> Tensor:
-        """`matching.updates` image updates towards one real batch; their mean result."""
+        """`matching.updates` image updates towards one real batch of each replica; their mean result."""
+        goals = [self._goal(learner, match) for learner in self.learners]
+        repeats = self.matching.updates
+        results = [self._update_images(goals, match * repeats + repeat) for repeat in range(repeats)]
+        return torch.stack(results).mean(0)
+
+    def _goal(self, learner: LearnerTraining, match: int) -> _Goal:
         transforms = [
             draw_transforms(
                 self.matching.augment,
-                seeding.generator(self.seed, "augmentation", step=match, index=label),
+                seeding.generator(self.seed, "augmentation", step=match, index=label, replica=learner.replica),
                 1,
                 flip=self.flip,
             )
             for label in self.synthetic.classes.tolist()
         ]
         with self.stopwatch.part("real gradients"):
-            batch, targets = self._real_batch(match), []
+            batch, parts = self._real_batch(learner, match), []
             for part in self._parts():
                 real = augment_classes(self.normalisation.apply(to_float(batch[part])), transforms[part])
-                targets.append(self.objective.target(self.network, real, self.synthetic.classes[part]))
-        repeats = self.matching.updates
-        results = [self._update_images(targets, transforms, match * repeats + repeat) for repeat in range(repeats)]
-        return torch.stack(results).mean(0)
+                target = self.objective.target(learner.network, real, self.synthetic.classes[part])
+                parts.append((transforms[part], target))
+        return _Goal(learner.network, parts)
 
     def _parts(self) -> list[slice]:
         """The slice's classes, as many at once as memory should hold."""
@@ -201,28 +202,32 @@ class Engine:
         """Soft labels of canvases (C, ipc, classes) to those of the images that learners see: they share them."""
         return labels.repeat_interleave(self.synthetic.factor**2, 1)
 
-    def _update_images(self, targets: list[Any], transforms: Sequence[tuple[Draw, ...]], update: int) -> Tensor:
-        """One step of the image optimiser; the slice's share of (mean distance, mean bits per dim), and its classes
+    def _update_images(self, goals: Sequence[_Goal], update: int) -> Tensor:
+        """One step of the image optimiser; this worker's share of (mean distance, mean bits per dim), and its classes
         whose distance or gradient is not finite."""
         classes = self.synthetic.classes
         images, labels = self.synthetic.images(), self.synthetic.soft_labels()
         learned = [images] if labels is None else [images, labels]
-        found, gradients = [], []
-        with self.stopwatch.part("matching"):
-            for part, target in zip(self._parts(), targets, strict=True):
-                seen, *soft = (whole[part].detach().requires_grad_() for whole in learned)
-                inputs = augment_classes(self.normalisation.apply(self._decoded(seen)), transforms[part])
-                taught = self._of_decoded(soft[0]) if soft else classes[part]
-                own = self.objective.distances(self.network, target, inputs, taught)
-                gradients.append(torch.autograd.grad(own.sum() / self.class_count, [seen, *soft]))
-                found.append(own.detach())
-        distances = torch.cat(found)
-        gradient, *to_labels = (torch.cat(parts) for parts in zip(*gradients, strict=True))
-        bits = torch.zeros((), device=self.device)
+        bits, bits_gradient = torch.zeros((), device=self.device), None
         if self.density is not None:
             with self.stopwatch.part("bits"):
                 bits, bits_gradient = self._bits(self.density, images.detach(), update)
-                gradient = gradient.add_(bits_gradient, alpha=self.bits_weight)
+        found, gradients, ends = [], [], []
+        with self.stopwatch.part("matching"):
+            for index, part in enumerate(self._parts()):
+                own, of_part = self._matched(goals, index, [whole[part] for whole in learned], classes[part])
+                if bits_gradient is not None:
+                    of_part[0].add_(bits_gradient[part], alpha=self.bits_weight)
+                # The workers of this slice exchange one part while they compute the next. Matching and bits go in one
+                # sum, so the bits come first: beginning that of either earlier would leave the other's to wait for.
+                ends += [self.mesh.over_replicas.begin_sum_(gradient) for gradient in of_part]
+                found.append(own)
+                gradients.append(of_part)
+        with self.stopwatch.part("communication"):
+            for wait in ends:
+                wait()
+        distances = torch.cat(found)
+        gradient, *to_labels = (torch.cat(parts) for parts in zip(*gradients, strict=True))
         finite = [part.flatten(1).isfinite().all(1) for part in (gradient, *to_labels)]
         bad = ~(distances.isfinite() & torch.stack(finite).all(0))
         if bool(bad.any()):
@@ -240,22 +245,42 @@ class Engine:
         share = distances.sum() / self.class_count
         return torch.stack([share, bits, bad.sum()]).double().cpu()
 
-    def _real_batch(self, match: int) -> Tensor:
+    def _matched(
+        self, goals: Sequence[_Goal], part: int, learned: Sequence[Tensor], classes: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """This worker's share, over its replicas, of a part of the classes' mean distances (C,), and its gradients
+        at what is learned of them: images (C, ipc, channels, H, W) and perhaps soft labels (C, ipc, classes)."""
+        distances, gradients = [], []
+        for network, parts in goals:
+            transforms, target = parts[part]
+            leaves = [whole.detach().requires_grad_() for whole in learned]
+            seen, *soft = leaves
+            inputs = augment_classes(self.normalisation.apply(self._decoded(seen)), transforms)
+            taught = self._of_decoded(soft[0]) if soft else classes
+            own = self.objective.distances(network, target, inputs, taught) / self.mesh.replicas
+            gradients.append(torch.autograd.grad(own.sum() / self.class_count, leaves))
+            distances.append(own.detach())
+        return torch.stack(distances).sum(0), [torch.stack(shares).sum(0) for shares in zip(*gradients, strict=True)]
+
+    def _real_batch(self, learner: LearnerTraining, match: int) -> Tensor:
         """uint8 (C, B, channels, H, W)."""
         if self.matching.real_batch_choice == "random":
-            return self.batches.random(match)
+            return learner.batches.random(match)
         at = choice_at(match, self.match_steps)
-        if self._representatives is None or self._representatives[0] != at:
+        chosen, batch = self._representatives.get(learner.replica, (-1, None))
+        if batch is None or chosen != at:
             resumed = at < match - match % self.match_steps  # the network of an earlier outer step chose them
             if resumed:
-                self.learner.start_(at // self.match_steps, at)
-            self._representatives = at, self.batches.representative(at, self.network, self.normalisation)
+                learner.start_(at // self.match_steps, at)
+            batch = learner.batches.representative(at, learner.network, self.normalisation)
+            self._representatives[learner.replica] = at, batch
             if resumed:
-                self.learner.start_(match // self.match_steps, match)
-        return self._representatives[1]
+                learner.start_(match // self.match_steps, match)
+        return batch
 
     def _bits(self, density: Density, images: Tensor, update: int) -> tuple[Tensor, Tensor]:
-        """The slice's share of the mean bits per dim, and its gradient at the images."""
+        """This worker's share of the mean bits per dim, and its gradient at the images: zero at those of which another
+        worker of the slice measures the bits."""
         count = self.class_count * self.ipc
         noise = torch.stack(
             [
@@ -266,14 +291,16 @@ class Engine:
             ]
         ).to(self.device)
         total = torch.zeros((), device=self.device)
-        gradients = []
-        flat = images.flatten(0, 1)
-        for part, u in zip(flat.split(FLOW_BATCH), noise.flatten(0, 1).split(FLOW_BATCH), strict=True):
-            leaf = part.detach().requires_grad_()
-            bits = bits_per_dim(density, leaf, u).sum() / count
-            gradients.append(torch.autograd.grad(bits, leaf)[0])
+        flat, noise = images.flatten(0, 1), noise.flatten(0, 1)
+        gradient = torch.zeros_like(flat)
+        first, end = (len(flat) * (self.mesh.over_replicas.rank + i) // self.mesh.over_replicas.size for i in (0, 1))
+        for start in range(first, end, FLOW_BATCH):
+            rows = slice(start, min(start + FLOW_BATCH, end))
+            leaf = flat[rows].detach().requires_grad_()
+            bits = bits_per_dim(density, leaf, noise[rows]).sum() / count
+            gradient[rows] = torch.autograd.grad(bits, leaf)[0]
             total = total + bits.detach()
-        return total, torch.cat(gradients).view_as(images)
+        return total, gradient.view_as(images)
 
     def _rate(self, update: int, group: int = 0) -> float:
         base: float = self.base_rates[group]

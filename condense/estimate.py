@@ -3,7 +3,8 @@
     time = start + reading + outer_steps * step + evaluations + end
 
 The parts are measured on this machine (condense.calibration); a step of another number of workers is taken as
-proportional to the classes of the largest slice. What a run costs outside of its workers are constants, below.
+proportional to the classes of the largest slice and, but for the bits, to the network replicas of each worker. What a
+run costs outside of its workers are constants, below.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 
 from condense.calibration import MIB, Costs, calibrate
+from condense.collective import mesh_shape, most_workers
 from condense.condensation import REAL_BITS_IMAGES, open_checked
 from condense.config import RunConfig
 from condense.evaluation import RECIPES
@@ -79,11 +81,14 @@ def estimate(config: RunConfig) -> Estimate:
     classes = len(source.class_names)
     workers, threads = _layout(config, classes)
     shared = max(workers, 1)
+    slices, columns = mesh_shape(shared, config.replicas)
     together = math.ceil(config.evaluation.learners / shared) if torch.cuda.is_available() else 1
-    costs = calibrate(config, math.ceil(classes / shared), threads, together)
+    alone = config.model_copy(update={"replicas": config.replicas // columns, "workers": 0, "max_workers": None})
+    costs = calibrate(alone, math.ceil(classes / slices), threads, together)
     chosen = predicted(config, source, flow is not None, costs, workers, threads)
     cores = os.cpu_count() or 1
-    counts = [n for n in (0, 1, 2, 4, 8, 16, 32, 64) if n <= min(classes, torch.cuda.device_count() or cores)]
+    most = torch.cuda.device_count() or cores
+    counts = [n for n in (0, 1, 2, 4, 8, 16, 32, 64) if n <= most_workers(min(n, most), classes, config.replicas)]
     others = tuple(
         predicted(config, source, flow is not None, costs, n, cores // max(n, 1)) for n in counts if n != workers
     )
@@ -97,7 +102,8 @@ def estimate(config: RunConfig) -> Estimate:
 def _layout(config: RunConfig, classes: int) -> tuple[int, int]:
     """(workers, threads of each) as the run lays them out on this machine."""
     cores, cards = os.cpu_count() or 1, torch.cuda.device_count()
-    workers = max(1, min(classes, cards or cores // 2)) if config.workers == "auto" else config.workers
+    most = most_workers(cards or cores // 2, classes, config.replicas)
+    workers = most if config.workers == "auto" else config.workers
     if workers == 0:
         return 0, torch.get_num_threads()
     return workers, config.cpus_per_worker or max(1, cores // workers)
@@ -108,8 +114,11 @@ def predicted(
 ) -> Layout:
     """A layout's seconds and memory from the costs of any; `measured`: bits are, because there is a flow."""
     shared = max(workers, 1)
+    slices, columns = mesh_shape(shared, config.replicas)
     classes = len(source.class_names)
-    part = math.ceil(classes / shared) / costs.classes  # of the slice that was calibrated
+    part = math.ceil(classes / slices) / costs.classes  # of the slice that was calibrated
+    networks = (costs.outer_step - costs.once) * config.replicas / columns / costs.replicas
+    outer_step = networks + costs.once / columns
     slower = _slower(costs, threads)
     at = config.evaluation
     attempts = 1 if config.bits_target is None else TARGET_ATTEMPTS
@@ -125,15 +134,15 @@ def predicted(
         return slower * math.ceil(count / shared) * one
 
     whole = classes * config.images_per_class
-    own = math.ceil(whole / shared)
-    counted = min(REAL_BITS_IMAGES // shared, whole * 100) + whole + own * (followed + attempts)
+    own = math.ceil(whole / slices)
+    counted = min(REAL_BITS_IMAGES // slices, whole * 100) + whole + own * (followed + attempts)
     if sets > 1:
         counted += own * (JPEG_MEASUREMENTS + 3)
     seconds = {
         "starting": costs.imports + costs.opening + (RAY_START_S + costs.imports + costs.opening if workers else 0),
-        "reading": costs.reading * (sum(source.class_counts) + validation_images + test_images) / shared
+        "reading": costs.reading * (sum(source.class_counts) + validation_images + test_images) / slices
         + costs.building,
-        "outer steps": attempts * config.outer_steps * costs.outer_step * slower * part,
+        "outer steps": attempts * config.outer_steps * outer_step * slower * part,
         "evaluations": followed * learners(at.validation_learners, validation_images)
         + sets * learners(at.learners, test_images)
         + slower * costs.bits * counted,
@@ -142,7 +151,7 @@ def predicted(
     if config.time_budget_s is not None:
         seconds["outer steps"] = max(0.0, config.time_budget_s - seconds["reading"] - seconds["evaluations"])
     image = math.prod(source.shape) / MIB
-    largest = sum(sorted(source.class_counts, reverse=True)[: math.ceil(classes / shared)])
+    largest = sum(sorted(source.class_counts, reverse=True)[: math.ceil(classes / slices)])
     held = largest + validation_images + min(test_images, HELD_BYTES // math.prod(source.shape))
     working = costs.peak - costs.imported - costs.images
     clustered = 2 * 4 * max(source.class_counts) * image if at.controls and at.test else 0.0  # float copies of a class

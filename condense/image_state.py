@@ -16,7 +16,7 @@ from condense.engine import Engine
 
 
 def image_state(engine: Engine, collective: Collective) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The tensors, gathered over all workers, and the numbers of a checkpoint."""
+    """The tensors, gathered over the slices, and the numbers of a checkpoint."""
     gathered: dict[str, Tensor] = {}
     scalars: dict[str, float] = {}
     for level, parameter in enumerate(engine.synthetic.parameters):

@@ -6,7 +6,7 @@
                 proportion to the norm of each output row (Zhang et al. 2023): no training between match steps
 
 Training is data-parallel over the class slices: all workers draw the same batches and each adds the gradients of its
-own classes' images, so that slices do not change the network.
+own classes' images, so that slices do not change the network. Each network replica has draws, and a pool, of its own.
 """
 
 from __future__ import annotations
@@ -42,12 +42,14 @@ class LearnerTraining:
     ) -> None:
         """
         Args:
-            batches: the slice's real images.
+            batches: the slice's real images, drawn for the replica that this network is.
             class_count: classes of the whole set.
             flip: whether augmentation may mirror.
+            collective: the workers that train this replica, each with its slice.
         """
         self.matching, self.network, self.normalisation, self.batches = matching, network, normalisation, batches
         self.seed, self.class_count, self.flip, self.collective = seed, class_count, flip, collective
+        self.replica = batches.replica
         self.first_class, self.last_class = batches.labels[0], batches.labels[-1] + 1
         self._momenta: list[Tensor] = []
         self._pool: dict[int, list[Tensor]] = {}
@@ -60,13 +62,13 @@ class LearnerTraining:
             self._initialise_("learner", step)
 
     def _initialise_(self, purpose: str, index: int) -> None:
-        initialise_(self.network, seeding.generator(self.seed, purpose, step=index))
+        initialise_(self.network, seeding.generator(self.seed, purpose, step=index, replica=self.replica))
         self.network.requires_grad_(False)
         self._momenta = [torch.zeros_like(parameter) for parameter in self.network.parameters()]
 
     @torch.no_grad()
     def _take_from_pool_(self, match: int) -> None:
-        draws = seeding.generator(self.seed, "pool", step=match)
+        draws = seeding.generator(self.seed, "pool", step=match, replica=self.replica)
         index = int(torch.randint(self.matching.pool, (), generator=draws))
         if index not in self._pool:
             self._initialise_("pool-learner", index)
@@ -89,7 +91,7 @@ class LearnerTraining:
         per_class = images.shape[1]
         first, count = self.first_class * per_class, self.class_count * per_class
         for epoch in range(epochs):
-            draws = seeding.generator(self.seed, "inner-order", step=match, index=epoch)
+            draws = seeding.generator(self.seed, "inner-order", step=match, index=epoch, replica=self.replica)
             for batch in torch.randperm(count, generator=draws).split(self.matching.learner_batch):
                 mine = (batch >= first) & (batch < first + len(own))
                 rows = batch[mine].to(own.device)
@@ -102,7 +104,7 @@ class LearnerTraining:
         per_class = max(1, self.matching.learner_images // self.class_count)
         drawn = self.batches.random(match, size=per_class, purpose=purpose)
         whole = self.normalisation.apply(to_float(self.collective.gather(drawn))).flatten(0, 1)
-        draws = seeding.generator(self.seed, purpose + "-order", step=match)
+        draws = seeding.generator(self.seed, purpose + "-order", step=match, replica=self.replica)
         for batch in torch.randperm(len(whole), generator=draws).split(self.matching.learner_batch):
             labels = batch // per_class
             mine = (labels >= self.first_class) & (labels < self.last_class)

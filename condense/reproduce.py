@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from condense.collective import Alone
+from condense.collective import Alone, build_mesh
 from condense.config import RunConfig
 from condense.errors import DatasetError
 from condense.evaluation import RECIPES, Evaluation, Evaluator, Normalisation
@@ -108,5 +108,5 @@ def _test(dataset: CondensedDataset, config: RunConfig, evaluator: Evaluator, le
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images, labels = (part.to(device) for part in dataset.decoded())
-    held_out = HeldOut(source, range(len(source.class_names)), Alone(), device)
+    held_out = HeldOut(source, range(len(source.class_names)), build_mesh(Alone()), device)
     return evaluator.evaluate(images, labels, held_out, learners=learners, collective=Alone())

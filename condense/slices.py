@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from condense.collective import Collective, agree
+from condense.collective import Collective, Mesh, agree
 from condense.digests import class_digests, combine_digests
 from condense.errors import SourceError
 from condense.evaluation import Normalisation
@@ -36,7 +36,7 @@ def load_held_out(
     source: DataSource,
     split: Split,
     classes: range,
-    collective: Collective,
+    mesh: Mesh,
     device: torch.device,
     *,
     limit: int | None = None,
@@ -46,16 +46,17 @@ def load_held_out(
     Raises:
         SourceError: on all workers, where one of them cannot read an image.
     """
-    with _agreed(collective, device):
+    with _agreed(mesh.everyone, device):
         own = source.load(split, classes, limit=limit)
     order = own.labels.argsort(stable=True)  # the same at any number of workers
-    return collective.gather(own.images[order].to(device)), collective.gather(own.labels[order].to(device))
+    images, labels = own.images[order].to(device), own.labels[order].to(device)
+    return mesh.over_slices.gather(images), mesh.over_slices.gather(labels)
 
 
 class HeldOut:
     """The test split, as pieces (images, labels): kept where it is small, else read for every set that is tested."""
 
-    def __init__(self, source: DataSource, classes: range, collective: Collective, device: torch.device) -> None:
+    def __init__(self, source: DataSource, classes: range, mesh: Mesh, device: torch.device) -> None:
         """
         Raises:
             SourceError: as `load_held_out`; of a large split not before its images are read.
@@ -64,7 +65,7 @@ class HeldOut:
         self._size = max(1, HELD_BYTES // math.prod(source.shape))
         self._kept: tuple[Tensor, Tensor] | None = None
         if source.count("test") <= self._size:
-            self._kept = load_held_out(source, "test", classes, collective, device)
+            self._kept = load_held_out(source, "test", classes, mesh, device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self._kept is not None:
@@ -84,7 +85,7 @@ def _agreed(collective: Collective, device: torch.device) -> Iterator[None]:
 
 
 def normalisation_of(real: Sequence[Tensor], collective: Collective) -> Normalisation:
-    """Per-channel mean and deviation of the train split, over all workers."""
+    """Per-channel mean and deviation of the train split; `collective` has each of its slices once."""
     channels = real[0].shape[1]
     sums = torch.zeros((3, channels), dtype=torch.float64, device=real[0].device)
     for images in real:
@@ -102,7 +103,8 @@ def normalisation_of(real: Sequence[Tensor], collective: Collective) -> Normalis
 def source_digest(
     real: Sequence[Tensor], classes: range, class_names: tuple[str, ...], collective: Collective, device: torch.device
 ) -> str:
-    """Digest of the whole train split from every worker's classes; `device` is that of the collective's tensors."""
+    """Digest of the whole train split from every slice's classes; `collective` has each of them once, `device` is that
+    of its tensors."""
     rows = torch.zeros((len(class_names), 32), dtype=torch.uint8)
     for label, images in zip(classes, real, strict=True):
         (text,) = class_digests(LabelledImages(images, torch.full((len(images),), label), class_names)).values()

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from condense.capacity import LOWER, TESTING, told_what_to_lower
-from condense.engine import Stopwatch
 from condense.errors import CapacityError
+from condense.stopwatch import Stopwatch
 from tests.conftest import QUICKSTART, TINY
 
 # A process that may take 400 MB more than it has once everything is imported.

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from condense.collective import Alone, ProcessGroup, agree
+from condense.collective import Alone, ProcessGroup, agree, build_mesh
 from condense.errors import SourceError
 
 CPU = torch.device("cpu")
@@ -33,6 +33,25 @@ def _worker(rank: int, file: str) -> None:
 def test_two_processes_sum_gather_unequal_rows_and_fail_together() -> None:
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_worker, (str(Path(folder) / "store"),), nprocs=2)
+
+
+def _mesh_worker(rank: int, file: str) -> None:
+    dist.init_process_group("gloo", f"file://{file}", rank=rank, world_size=4, timeout=timedelta(seconds=60))
+    mesh = build_mesh(ProcessGroup(), 2)  # slices 0 and 1 of replica 0, then of replica 1
+    number, replica = mesh.over_slices.rank, mesh.over_replicas.rank
+    assert (number, replica, mesh.own) == (rank % 2, rank // 2, range(rank // 2, rank // 2 + 1))
+    assert mesh.over_slices.gather(torch.full((number + 1,), rank)).tolist() == [[0, 1, 1], [2, 3, 3]][replica]
+    parts = [torch.tensor([1.0 + rank]), torch.tensor([10.0 * rank])]
+    for wait in [mesh.over_replicas.begin_sum_(part) for part in parts]:
+        wait()
+    assert [float(part) for part in parts] == [2 + 2 * number + 2, 10.0 * (2 * number + 2)]
+    assert float(mesh.everyone.sum_(torch.tensor(1.0))) == 4
+    dist.destroy_process_group()
+
+
+def test_four_processes_are_two_slices_of_two_replicas() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_mesh_worker, (str(Path(folder) / "store"),), nprocs=4)
 
 
 def test_one_process_is_the_identity() -> None:

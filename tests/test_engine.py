@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from condense.collective import Alone, Collective, class_slice
+from condense.collective import Alone, Mesh, build_mesh, class_slice
 from condense.engine import Engine
 from condense.errors import ConfigError, NonFiniteError
 from condense.evaluation import Normalisation
@@ -42,7 +42,7 @@ def engine(
     ipc: int = 1,
     bits_weight: float = 0.5,
     owned: range = range(CLASSES),
-    collective: Collective | None = None,
+    mesh: Mesh | None = None,
     images: ImagesConfig | None = None,
     matching: MatchingConfig | None = None,
 ) -> Engine:
@@ -62,7 +62,7 @@ def engine(
         real=real,
         synthetic=initial_set(images, real, owned, ipc, seed=3, logits=logits),
         class_count=CLASSES,
-        collective=collective or Alone(),
+        mesh=mesh or build_mesh(Alone()),
     )
 
 
@@ -167,7 +167,7 @@ def test_more_workers_than_classes_is_refused_and_slices_cover_all_classes() -> 
 
 def test_a_class_smaller_than_the_real_batch_is_drawn_with_replacement() -> None:
     made = engine(matching=MatchingConfig(real_batch=50))
-    assert made._real_batch(0).shape == (CLASSES, 50, *SHAPE)
+    assert made._real_batch(made.learners[0], 0).shape == (CLASSES, 50, *SHAPE)
 
 
 def test_time_is_split_into_the_parts_of_the_step() -> None:

@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
-from condense.calibration import costs_here
+from condense.calibration import Costs, costs_here
 from condense.checkpoints import Checkpoint, pack
 from condense.collective import Alone
 from condense.condensation import condense, open_checked
@@ -60,6 +61,22 @@ def test_cpu_seconds_are_those_of_the_run_within_a_factor(monkeypatch: pytest.Mo
     whole = made.provenance["seconds"]
     assert foreseen.seconds["outer steps"] == pytest.approx(steps, rel=0.6)
     assert foreseen.total_s == pytest.approx(whole, rel=0.6)
+
+
+def test_a_step_takes_as_long_as_the_replicas_of_one_worker_but_for_the_bits() -> None:
+    known = {"classes": 10, "outer_step": 5.0, "outer_step_other": 5.0, "once": 2.0}
+    costs = Costs(**{field.name: 1 for field in fields(Costs)} | known)
+    source, _ = open_checked(config())
+
+    def step(workers: int, replicas: int) -> float:
+        of = config(f"replicas={replicas}", "outer_steps=1")
+        return predicted(of, source, True, costs, workers, 1).seconds["outer steps"]
+
+    assert step(0, 1) == 3 + 2
+    assert step(0, 2) == 2 * 3 + 2
+    assert step(2, 2) == 3 + 2 / 2
+    assert step(4, 2) == (3 + 2 / 2) / 2
+    assert step(2, 3) == (3 * 3 + 2) / 2
 
 
 def test_checkpoints_and_memory_are_those_of_the_run(tmp_path: Path) -> None:

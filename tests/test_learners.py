@@ -1,6 +1,5 @@
 """Augmentation in matching, the learner between match steps, the choice of real batches: against plain loops."""
 
-import threading
 from collections.abc import Callable
 
 import pytest
@@ -17,6 +16,7 @@ from condense.evaluation import Normalisation
 from condense.learners import LearnerTraining, cutmix
 from condense.matching import MatchingConfig, check_matching
 from condense.networks import NetworkConfig, build_network
+from tests.threads import Threads, on_threads
 
 CLASSES, SHAPE, SEED = 4, (1, 8, 8), 3
 NORMALISATION = Normalisation((0.5,), (0.25,))
@@ -25,26 +25,6 @@ NORMALISATION = Normalisation((0.5,), (0.25,))
 def real_images() -> list[Tensor]:
     draws = torch.Generator().manual_seed(5)
     return [torch.randint(256, (12 + label, *SHAPE), generator=draws, dtype=torch.uint8) for label in range(CLASSES)]
-
-
-class Threads:
-    """A collective of threads of one process: sums and gathers over what all have handed in."""
-
-    def __init__(self, rank: int, size: int, barrier: threading.Barrier, table: dict[int, Tensor]) -> None:
-        self.rank, self.size, self.barrier, self.table = rank, size, barrier, table
-
-    def _all(self, tensor: Tensor) -> list[Tensor]:
-        self.table[self.rank] = tensor.clone()
-        self.barrier.wait(timeout=60)
-        joined = [self.table[rank] for rank in range(self.size)]
-        self.barrier.wait(timeout=60)
-        return joined
-
-    def sum_(self, tensor: Tensor) -> Tensor:
-        return tensor.copy_(torch.stack(self._all(tensor)).sum(0))
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        return torch.cat(self._all(tensor))
 
 
 def training(matching: MatchingConfig, owned: range = range(CLASSES), collective: object = None) -> LearnerTraining:
@@ -134,19 +114,13 @@ def test_slices_train_the_same_network_as_one_worker(kind: str) -> None:
         return weights(of)
 
     whole = train(training(matching), range(CLASSES))
-    barrier, table, found = threading.Barrier(3), {}, {}
 
-    def work(rank: int) -> None:
-        owned = class_slice(CLASSES, rank, 3)
-        found[rank] = train(training(matching, owned, Threads(rank, 3, barrier, table)), owned)
+    def work(workers: Threads) -> Tensor:
+        owned = class_slice(CLASSES, workers.rank, workers.size)
+        return train(training(matching, owned, workers), owned)
 
-    workers = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(timeout=60)
-    for rank in range(3):
-        torch.testing.assert_close(found[rank], whole, rtol=1e-4, atol=1e-5)
+    for found in on_threads(3, work):
+        torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_training_on_real_images_lowers_their_loss() -> None:

@@ -1,6 +1,5 @@
 """Labels that are learned: their codes, their gradient, and that every user of a set sees the same ones."""
 
-import threading
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from condense import console
-from condense.collective import Alone, class_slice
+from condense.collective import Alone, build_mesh, class_slice
 from condense.condensation import condense, open_checked
 from condense.config import RunConfig
 from condense.errors import ConfigError
@@ -25,7 +24,7 @@ from condense.tracking import RecordingTracker
 from tests import test_engine, test_evaluation, test_learners
 from tests.test_condensation import KilledAfter, KilledError, LocalCheckpoints, NoCheckpoints, config, run
 from tests.test_gradient import CLASSES, IPC, REAL, images, network, slow_distance, slow_gradients
-from tests.test_learners import Threads
+from tests.threads import on_threads
 
 SOFT = ("images_per_class=2", "images.labels=soft", "images.factor=2", "images.averaging=0.5")
 
@@ -140,7 +139,8 @@ def test_evaluation_learners_are_trained_on_the_cross_entropy_of_soft_labels() -
 def soft_engine(owned: range = range(test_engine.CLASSES), collective: object = None, **options: object):  # type: ignore[no-untyped-def]
     """An engine whose soft labels have its images' learning rate, of plain descent."""
     plain = test_engine.PLAIN.model_copy(update={"labels": "soft", "label_learning_rate": 3.0, "factor": 2})
-    return test_engine.engine(ipc=2, owned=owned, collective=collective, images=plain, **options)  # type: ignore[arg-type]
+    mesh = build_mesh(collective or Alone())  # type: ignore[arg-type]
+    return test_engine.engine(ipc=2, owned=owned, mesh=mesh, images=plain, **options)  # type: ignore[arg-type]
 
 
 def test_an_outer_step_moves_labels_and_pixels_down_the_stated_loss() -> None:
@@ -166,7 +166,7 @@ def test_an_outer_step_moves_labels_and_pixels_down_the_stated_loss() -> None:
 
 def test_the_network_is_trained_on_the_labels_as_they_are_between_match_steps() -> None:
     made, taught = soft_engine(), []
-    original = made.learner.train_on_synthetic_
+    original = made.learners[0].train_on_synthetic_
 
     def watched(images: Tensor, match: int, epochs: int, soft: Tensor) -> None:
         assert images.shape[:2] == soft.shape[:2]
@@ -174,7 +174,7 @@ def test_the_network_is_trained_on_the_labels_as_they_are_between_match_steps() 
         taught.append(soft)
         original(images, match, epochs, soft)
 
-    made.learner.train_on_synthetic_ = watched
+    made.learners[0].train_on_synthetic_ = watched
     made.outer_step(0)
     made.outer_step(1)
     assert len(taught) == 2
@@ -190,21 +190,6 @@ def test_classes_taken_a_few_at_a_time_learn_the_labels_of_all_at_once(monkeypat
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def in_threads(size: int, work):  # type: ignore[no-untyped-def]
-    """What `work(collective)` gives on each of `size` workers, by rank."""
-    barrier, table, found = threading.Barrier(size), {}, {}
-
-    def one(rank: int) -> None:
-        found[rank] = work(Threads(rank, size, barrier, table))
-
-    workers = [threading.Thread(target=one, args=(rank,)) for rank in range(size)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(timeout=120)
-    return [found[rank] for rank in range(size)]
-
-
 def test_slices_learn_the_labels_of_one_worker() -> None:
     def learned(collective: object) -> list[Tensor]:
         owned = class_slice(test_engine.CLASSES, collective.rank, collective.size)  # type: ignore[attr-defined]
@@ -212,7 +197,7 @@ def test_slices_learn_the_labels_of_one_worker() -> None:
         made.outer_step(0)
         return [parameter.detach() for parameter in made.synthetic.parameters]
 
-    parts = in_threads(3, learned)
+    parts = on_threads(3, learned)
     for whole, *own in zip(learned(Alone()), *parts, strict=True):
         torch.testing.assert_close(torch.cat(own), whole, rtol=1e-4, atol=1e-5)
 
@@ -233,7 +218,7 @@ def test_two_workers_gather_the_set_that_one_makes(whole: CondensedDataset) -> N
         )
         return condense(config(*SOFT), around)
 
-    made = in_threads(2, condensed)
+    made = on_threads(2, condensed)
     assert made[0].provenance["content_digest"] == made[1].provenance["content_digest"]
     assert whole.soft_labels is not None
     torch.testing.assert_close(made[0].soft_labels, whole.soft_labels, rtol=0, atol=2 / 255)

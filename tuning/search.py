@@ -16,7 +16,6 @@ from cluster import flows
 from cluster.connection import connected
 from cluster.places import check_places
 from cluster.store import check_tracking, store_uri
-from condense.collective import class_slice
 from condense.condensation import open_checked
 from condense.config import RunConfig
 from condense.errors import ConfigError, SourceError
@@ -122,8 +121,6 @@ def check(search: SearchConfig, base: RunConfig) -> tuple[DataSource, SearchConf
             check_class_sizes(source.class_counts, largest, source.class_names)
         except SourceError as error:
             raise ConfigError(f"key 'space.images_per_class': {error.problem}", error.remedy) from None
-    if base.workers != "auto" and base.workers:
-        class_slice(len(source.class_names), 0, base.workers)
     held = {"flow": run.flow, "flow_digest": pinned(run, flow).flow_digest}
     return source, search.model_copy(update={"base": {**search.base, **held}})
 

@@ -109,6 +109,15 @@ def test_two_workers_make_the_same_images_within_two_levels_and_survive_a_kill(
     assert made.provenance["source"]["digest"] == in_process.provenance["source"]["digest"]
 
 
+def test_two_workers_with_a_replica_each_make_the_images_of_one_process_with_both(tmp_path: Path) -> None:
+    alone = condense_here(config(tmp_path / "alone", "workers=0", "replicas=2"), NullTracker(), ignore)
+    made = train(config(tmp_path / "two", "workers=2", "replicas=2"))
+    difference = (made.images.int() - alone.images.int()).abs()
+    assert int(difference.max()) <= 2
+    assert float((difference > 0).float().mean()) < 0.02
+    assert made.provenance["source"]["digest"] == alone.provenance["source"]["digest"]
+
+
 def test_more_workers_than_the_cluster_can_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the cluster has"):
         train(config(tmp_path, "workers=10", "cpus_per_worker=100"))
