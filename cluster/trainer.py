@@ -19,6 +19,7 @@ from ray.train.torch import TorchTrainer, get_device
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.addresses import RayAddresses
 from cluster.checkpoints import SharedCheckpoints
 from cluster.connection import POLL_S, connected
 from condense.allocator import keep_memory
@@ -139,6 +140,7 @@ def on_workers(
         trainer = TorchTrainer(
             _worker,
             train_loop_config=loop_config,
+            torch_config=RayAddresses(),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers if most is None else (workers, most),
                 elastic_resize_monitor_interval_s=RESIZE_S,

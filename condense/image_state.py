@@ -23,7 +23,9 @@ def image_state(engine: Engine, collective: Collective) -> tuple[dict[str, Tenso
         state = {"parameter": parameter.detach(), **engine.optimizer.state[parameter]}
         if engine.synthetic.averages is not None:
             state |= {"average": engine.synthetic.averages[level], "averaged": engine.synthetic.averaged}
-        for name, value in state.items():
+        # By name: after a restart the state has the order in which a file happened to be read, another on every worker,
+        # and tensors of one shape would be gathered from different states.
+        for name, value in sorted(state.items()):
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 gathered[f"{level}.{name}"] = collective.gather(value)
             elif value is not None:

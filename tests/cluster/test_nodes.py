@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,7 +33,7 @@ CONFIG = """
 source: parquet:FOLDER/pets_train.parquet
 data: {image_size: 16}
 network: {name: mlp, width: 16, depth: 1}
-matching: {real_batch: 32, updates: 4}
+matching: {real_batch: 32, updates: 40}
 evaluation: {every: 2500, learners: 1, validation_images: 10, controls: false}
 outer_steps: 2500
 checkpoint_every: 1
@@ -142,11 +142,15 @@ def test_a_node_that_joins_is_used_and_one_that_is_cut_off_and_a_killed_driver_c
         steps = (int(file.stem.removeprefix("step-")) for file in tmp_path.glob("runs/*/step-*"))
         return max(steps, default=0)
 
+    def meanwhile(true: Callable[[], object]) -> None:
+        """Waits while the run goes on."""
+        until(lambda: true() or driver.poll() is not None)
+        assert driver.poll() is None, (tmp_path / "log").read_text()
+
     def further() -> None:
         """Some steps later; the last one of a group that has lost a worker may be written after the loss."""
         reached = step()
-        until(lambda: step() > reached + 3 or driver.poll() is not None)
-        assert driver.poll() is None, (tmp_path / "log").read_text()
+        meanwhile(lambda: step() > reached + 3)
 
     undisturbed = run("workers=0", "max_workers=null", f"output={tmp_path}/alone", f"storage={tmp_path}/alone")
     first = network.join(cluster)
@@ -155,7 +159,7 @@ def test_a_node_that_joins_is_used_and_one_that_is_cut_off_and_a_killed_driver_c
     assert len(workers_on(first)) == 1
 
     second = network.join(cluster)
-    until(lambda: workers_on(second))
+    meanwhile(lambda: workers_on(second))
     further()
 
     network.cut(first)
