@@ -68,7 +68,8 @@ def groups(cluster: RayCluster, server: Server) -> dict[str, list[int]]:
     for number, node in enumerate(cluster.nodes):
         for pid in family(node.pid):
             command = command_of(pid)
-            of_job = command.startswith("ray::") or "condense run" in command or "default_worker.py" in command
+            of_job = command.startswith("ray::") or "condense run" in command
+            of_job = of_job or ("default_worker.py" in command and "raylet/raylet" not in command)
             found["jobs" if of_job else "nodes" if number else "head"].append(pid)
     return found
 
