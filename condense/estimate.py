@@ -25,9 +25,8 @@ from condense.slices import HELD_BYTES
 from condense.sources import DataSource
 from condense.storage import KEEP
 
-# From the quickstart on two idle cores of an AMD EPYC: 77 s in all, of which 53 s are the worker's own computation and
-# the rest, less two times the imports, is this.
-RAY_START_S = 8.0  # Ray itself, the placement of the workers, Ray Train
+# From runs of the digits on two idle cores of an AMD EPYC, with Ray and without, less two times the imports.
+RAY_START_S = 11.5  # Ray itself, the placement of the workers, Ray Train
 RAY_END_S = 2.0
 TRACKED_S = 7.0  # imports of MLflow, its store, the registered version
 RAY_MIB = 90.0  # of a worker, for Ray: 59 for its imports
