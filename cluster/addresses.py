@@ -36,9 +36,9 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
 
 def choose_interface() -> None:
     """Names the interface of this node's Ray address to Gloo, unless the user has named one or none has the address."""
-    wanted = ray.util.get_node_ip_address()
     if INTERFACE in os.environ:
         return
+    wanted = ray.util.get_node_ip_address()
     for _, name in socket.if_nameindex():
         if address_of(name) == wanted:
             os.environ[INTERFACE] = name

@@ -66,7 +66,7 @@ class Engine:
     Attributes:
         synthetic: the slice's images.
         learners: the networks of this worker's replicas.
-        optimizer: of their parameters; part of a checkpoint.
+        optimizer: of the images' parameters; part of a checkpoint.
         stopwatch: seconds spent in each part.
     """
 

@@ -21,6 +21,7 @@ from condense.collective import mesh_shape, most_workers
 from condense.condensation import REAL_BITS_IMAGES, open_checked
 from condense.config import RunConfig
 from condense.evaluation import RECIPES
+from condense.pace import evaluated_every
 from condense.slices import HELD_BYTES
 from condense.sources import DataSource
 from condense.storage import KEEP
@@ -121,8 +122,7 @@ def predicted(
     slower = _slower(costs, threads)
     at = config.evaluation
     attempts = 1 if config.bits_target is None else TARGET_ATTEMPTS
-    every = at.every or math.ceil(config.outer_steps / 5)
-    followed = attempts * math.ceil(config.outer_steps / every)
+    followed = attempts * math.ceil(config.outer_steps / evaluated_every(config))
     test_images = source.count("test") if at.test else 0
     validation_images = min(at.validation_images, source.count("validation"))
     sets = 0 if not at.test else 1 + ((3 if measured else 2) if at.controls else 0)

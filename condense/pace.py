@@ -43,6 +43,12 @@ def seconds_of(text: str) -> float:
     return float(total)
 
 
+def evaluated_every(config: RunConfig) -> int:
+    """Outer steps between the evaluations of a run without a time budget."""
+    count = FOLLOWED if config.evaluation.patience else EVALUATIONS
+    return config.evaluation.every or math.ceil(config.outer_steps / count)
+
+
 class Pace:
     """One run's."""
 
@@ -94,7 +100,7 @@ class Pace:
             return True
         every, budget = self.config.evaluation.every, self.config.time_budget_s
         if every or budget is None:
-            return done % (every or math.ceil(self.config.outer_steps / self._count)) == 0
+            return done % evaluated_every(self.config) == 0
         if self.evaluations == 0:
             return done > 1  # soon, to know what one takes
         return self.elapsed >= self.evaluations * budget / self._count
