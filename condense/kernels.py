@@ -68,14 +68,15 @@ def norm_relu_pool(activation: Tensor, gamma: Tensor, beta: Tensor, eps: float) 
 
     Args:
         activation: z (N, C, H, W), channels last, float32 or bfloat16.
-        gamma: (C,) float32.
-        beta: (C,) float32.
+        gamma: (C,).
+        beta: (C,).
 
     Returns:
         (N, C, H // 2, W // 2), channels last; mean and 1 / deviation (N, C) of each image's channels, float32.
     """
     assert activation.is_contiguous(memory_format=torch.channels_last)
     count, channels, height, width = activation.shape
+    gamma, beta = gamma.float(), beta.float()
     pooled = torch.empty(
         (count, channels, height // 2, width // 2), dtype=activation.dtype, memory_format=torch.channels_last
     )
@@ -89,6 +90,7 @@ def norm_relu_pool_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients at z, gamma and beta of `norm_relu_pool`, given that at its result; no graph."""
     gradient = gradient.contiguous(memory_format=torch.channels_last)
+    gamma, beta = gamma.float(), beta.float()
     to_activation, to_gamma, to_beta = torch.empty_like(activation), torch.zeros_like(gamma), torch.zeros_like(beta)
     count, channels, height, width = activation.shape
     sizes = count, height, width, channels
@@ -102,6 +104,7 @@ def norm_relu_pool_twice(
     """Gradients at `gradient` and at z of sum(v * to_z), to_z as of `norm_relu_pool_gradient`; float32."""
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     v = v.contiguous(memory_format=torch.channels_last)
+    gamma, beta = gamma.float(), beta.float()
     found = torch.empty_like(gradient), torch.empty_like(activation)
     count, channels, height, width = activation.shape
     _call("twice", activation, gradient, v, gamma, beta, mean, rstd, count, height, width, channels, *found)
@@ -117,13 +120,14 @@ def first_block(
 
     Args:
         images: (N, I, H, W), channels last, float32 or bfloat16.
-        weight: (O, I, 3, 3). bias, gamma, beta: (O,), float32.
+        weight: (O, I, 3, 3). bias, gamma, beta: (O,).
 
     Returns:
         As `norm_relu_pool`.
     """
     count, inputs, height, width = images.shape
     outputs = len(weight)
+    bias, gamma, beta = bias.float(), gamma.float(), beta.float()
     pooled = torch.empty(
         (count, outputs, height // 2, width // 2), dtype=images.dtype, memory_format=torch.channels_last
     )
@@ -151,6 +155,7 @@ def first_block_gradient(
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     count, inputs, height, width = images.shape
     by_tap = _by_tap(weight)
+    bias, gamma, beta = bias.float(), gamma.float(), beta.float()
     found = torch.zeros_like(by_tap), torch.zeros_like(gamma), torch.zeros_like(beta)
     sizes = count, height, width, inputs, len(weight)
     _call("thin_backward", _last(images), gradient, by_tap, bias, gamma, beta, mean, rstd, *sizes, *found)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from condense.errors import ConfigError
 from condense.matching import MatchingConfig, check_matching
@@ -75,3 +75,18 @@ def test_options_that_a_fresh_network_cannot_use_are_refused(options: dict[str, 
     with pytest.raises(ConfigError, match="objective distribution"):
         check_matching("distribution", MatchingConfig(**options))  # type: ignore[arg-type]
     check_matching("distribution", MatchingConfig())
+
+
+def test_means_in_bfloat16_stay_near_those_in_float32() -> None:
+    net, classes, draws = network("convnet", torch.float32), torch.arange(CLASSES), torch.Generator().manual_seed(4)
+    for module in net.modules():
+        if isinstance(module, nn.GroupNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=draws)
+            nn.init.uniform_(module.bias, -0.5, 0.5, generator=draws)
+    float32, bfloat16 = (
+        build_objective("distribution", distance=None, precision=precision).target(
+            net, images(REAL, 2, torch.float32), classes
+        )
+        for precision in (torch.float32, torch.bfloat16)
+    )
+    assert (bfloat16 - float32).norm() < 0.02 * float32.norm()
