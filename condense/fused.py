@@ -1,7 +1,8 @@
 """A ConvNet's blocks on a CPU, compiled (kernels.py), for automatic differentiation.
 
-They equal PyTorch's layers within rounding. `norm_relu_pool` can be differentiated twice, as matching does;
-`first_block` once, where learners are trained or tested.
+They equal PyTorch's layers within rounding. `convolution` and `weight_gradients` are each other's derivatives, any
+number of times; `norm_relu_pool` can be differentiated twice, as matching does; `first_block` once, where learners are
+trained or tested.
 """
 
 from __future__ import annotations
@@ -12,6 +13,19 @@ import torch
 from torch import Tensor
 
 from condense import kernels
+
+
+def convolution(images: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
+    """3x3 convolution, padded by one: images (G * n, I, H, W), where `kernels.convolves`, weights (G, O, I, 3, 3)."""
+    found: Tensor = _Convolution.apply(images.contiguous(memory_format=torch.channels_last), weights, bias)
+    return found
+
+
+def weight_gradients(images: Tensor, gradients: Tensor, groups: int) -> Tensor:
+    """Gradients at the weights of `convolution`, (G, O, I, 3, 3), given those at its result (G * n, O, H, W)."""
+    images, gradients = (whole.contiguous(memory_format=torch.channels_last) for whole in (images, gradients))
+    found: Tensor = _WeightGradients.apply(images, gradients, groups)
+    return found
 
 
 def norm_relu_pool(activation: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
@@ -32,6 +46,46 @@ def first_block(images: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, bet
     """
     pooled: Tensor = _FirstBlock.apply(images, weight, bias, gamma, beta, eps)
     return pooled
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(images, weights)
+        return kernels.convolution(images, weights, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        images, weights = ctx.saved_tensors
+        gradients = outputs[0]
+        to_images, to_weights, to_bias = ctx.needs_input_grad
+        return (
+            convolution(gradients, _turned(weights)) if to_images else None,
+            weight_gradients(images, gradients, len(weights)) if to_weights else None,
+            gradients.sum((0, 2, 3)) if to_bias else None,
+        )
+
+
+class _WeightGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, gradients: Tensor, groups: int) -> Tensor:
+        ctx.save_for_backward(images, gradients)
+        return kernels.weight_gradients(images, gradients, groups)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        images, gradients = ctx.saved_tensors
+        to_images, to_gradients, _ = ctx.needs_input_grad
+        return (
+            convolution(gradients, _turned(outputs[0])) if to_images else None,
+            convolution(images, outputs[0]) if to_gradients else None,
+            None,
+        )
+
+
+def _turned(weights: Tensor) -> Tensor:
+    """(G, O, I, 3, 3) to (G, I, O, 3, 3) of the convolution that takes gradients back to the images."""
+    return weights.transpose(1, 2).flip(3, 4)
 
 
 class _NormReluPool(torch.autograd.Function):

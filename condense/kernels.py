@@ -1,5 +1,5 @@
-"""Instance norm, ReLU and average pool of a ConvNet's block in one pass on a CPU, and its whole first block: kernels.c,
-built on first use.
+"""A ConvNet's block on a CPU: instance norm, ReLU and average pool in one pass, and the whole first block (kernels.c);
+3x3 convolutions with a quarter of the products (winograd.c). Built on first use.
 
 Built with the machine's own C compiler for the machine's own processor, into the user's cache folder; where there is
 no compiler, `available` is False and callers take PyTorch's operations, which give the same within rounding.
@@ -16,19 +16,28 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from condense.errors import CapacityError
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("kernels.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "winograd.c")]
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 MOST_CHANNELS = 1024  # as in kernels.c: sums of one image's channels stand on the stack
+CHANNELS_AT_ONCE = 16  # of a convolution, in and out: multiples of this
 FEW_CHANNELS = 2  # of images, up to which `first_block` is faster than PyTorch's convolution and `norm_relu_pool`
+WORTH_A_THREAD = 1 << 17  # numbers of an activation; below, starting a thread costs more than it saves
+WITH_SCRATCH = ("convolution", "weight_gradient", "thin_forward", "thin_backward")  # may find no memory
 _SUFFIX = {torch.float32: "float", torch.bfloat16: "bfloat"}
 
 
@@ -40,7 +49,8 @@ def _library() -> ctypes.CDLL | None:
         return None
     processor = Path("/proc/cpuinfo").read_text().partition("\n\n")[0] if Path("/proc/cpuinfo").exists() else ""
     flags = next((line for line in processor.splitlines() if line.startswith("flags")), platform.machine())
-    identity = hashlib.sha256(SOURCE.read_bytes() + " ".join((*FLAGS, compiler, flags)).encode()).hexdigest()[:16]
+    sources = b"".join(source.read_bytes() for source in SOURCES)
+    identity = hashlib.sha256(sources + " ".join((*FLAGS, compiler, flags)).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "condense"
     built = folder / f"kernels-{identity}.so"
     try:
@@ -48,7 +58,7 @@ def _library() -> ctypes.CDLL | None:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as beside:
                 fresh = Path(beside) / "kernels.so"
-                command = [compiler, *FLAGS, "-o", str(fresh), str(SOURCE), "-lm"]
+                command = [compiler, *FLAGS, "-o", str(fresh), *map(str, SOURCES), "-lm"]
                 subprocess.run(command, check=True, capture_output=True, timeout=300)  # noqa: S603
                 fresh.replace(built)
         return ctypes.CDLL(str(built))
@@ -61,6 +71,62 @@ def available(images: Tensor, precision: torch.dtype, channels: int) -> bool:
     """Whether the kernels take activations of `precision` and so many channels where the images are."""
     fits = images.device.type == "cpu" and precision in _SUFFIX and channels <= MOST_CHANNELS
     return fits and _library() is not None
+
+
+def convolves(images: Tensor, weight: Tensor) -> bool:
+    """Whether `convolution` takes these images (N, I, H, W) and weights (..., O, I, k, k)."""
+    outputs, inputs, *size = weight.shape[-4:]
+    fits = size == [3, 3] and inputs % CHANNELS_AT_ONCE == 0 == outputs % CHANNELS_AT_ONCE
+    same = images.dtype == weight.dtype == torch.float32
+    return fits and same and available(images, images.dtype, max(inputs, outputs))
+
+
+def convolution(images: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
+    """3x3 convolution, padded by one, with weights of its own for each group of images.
+
+    Args:
+        images: (G * n, I, H, W) float32, where `convolves`.
+        weights: (G, O, I, 3, 3). bias: (O,), the same for all groups.
+
+    Returns:
+        (G * n, O, H, W), channels last.
+    """
+    count, inputs, height, width = images.shape
+    groups, outputs = weights.shape[:2]
+    found = torch.empty((count, outputs, height, width), memory_format=torch.channels_last)
+    shift = torch.zeros(outputs) if bias is None else bias.contiguous()
+    images, by_tap, each = _last(images), _by_tap(weights), count // groups
+
+    def some(part: slice) -> None:
+        sizes = part.start, part.stop, each, height, width, inputs, outputs
+        _call("convolution", images, by_tap, shift, *sizes, found)
+
+    _on_threads(some, count, found.numel() // count)
+    return found
+
+
+def weight_gradients(images: Tensor, gradients: Tensor, groups: int) -> Tensor:
+    """Gradients (G, O, I, 3, 3) at the weights of `convolution`, given those at its result (G * n, O, H, W)."""
+    count, inputs, height, width = images.shape
+    outputs = gradients.shape[1]
+    images, gradients, each = _last(images), _last(gradients), count // groups
+
+    def some(part: slice) -> Tensor:
+        """Of these images alone: of one group, or of whole groups."""
+        own = max(1, (part.stop - part.start) // each)
+        found = torch.empty((own, 3, 3, inputs, outputs))
+        sizes = own, (part.stop - part.start) // own, height, width, inputs, outputs
+        _call("weight_gradient", images[part], gradients[part], *sizes, found)
+        return found
+
+    if groups == 1:
+        found = torch.stack(_on_threads(some, count, images[0].numel())).sum(0)
+    else:
+        shares = _on_threads(
+            lambda part: some(slice(part.start * each, part.stop * each)), groups, each * images[0].numel()
+        )
+        found = torch.cat(shares)
+    return found.permute(0, 4, 3, 1, 2)
 
 
 def norm_relu_pool(activation: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,7 +147,13 @@ def norm_relu_pool(activation: Tensor, gamma: Tensor, beta: Tensor, eps: float) 
         (count, channels, height // 2, width // 2), dtype=activation.dtype, memory_format=torch.channels_last
     )
     mean, rstd = torch.empty((2, count, channels)).unbind()
-    _call("forward", activation, gamma, beta, ctypes.c_float(eps), count, height, width, channels, pooled, mean, rstd)
+
+    def some(part: slice) -> None:
+        sizes = part.stop - part.start, height, width, channels
+        found = pooled[part], mean[part], rstd[part]
+        _call("forward", activation[part], gamma, beta, ctypes.c_float(eps), *sizes, *found)
+
+    _on_threads(some, count, activation[0].numel())
     return pooled, mean, rstd
 
 
@@ -91,10 +163,17 @@ def norm_relu_pool_gradient(
     """Gradients at z, gamma and beta of `norm_relu_pool`, given that at its result; no graph."""
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     gamma, beta = gamma.float(), beta.float()
-    to_activation, to_gamma, to_beta = torch.empty_like(activation), torch.zeros_like(gamma), torch.zeros_like(beta)
+    to_activation = torch.empty_like(activation)
     count, channels, height, width = activation.shape
-    sizes = count, height, width, channels
-    _call("backward", activation, gradient, gamma, beta, mean, rstd, *sizes, to_activation, to_gamma, to_beta)
+
+    def some(part: slice) -> tuple[Tensor, Tensor]:
+        to_norm = torch.zeros_like(gamma), torch.zeros_like(beta)
+        sizes = part.stop - part.start, height, width, channels
+        kept = gradient[part], gamma, beta, mean[part], rstd[part]
+        _call("backward", activation[part], *kept, *sizes, to_activation[part], *to_norm)
+        return to_norm
+
+    to_gamma, to_beta = _sums(_on_threads(some, count, activation[0].numel()))
     return to_activation, to_gamma, to_beta
 
 
@@ -107,7 +186,13 @@ def norm_relu_pool_twice(
     gamma, beta = gamma.float(), beta.float()
     found = torch.empty_like(gradient), torch.empty_like(activation)
     count, channels, height, width = activation.shape
-    _call("twice", activation, gradient, v, gamma, beta, mean, rstd, count, height, width, channels, *found)
+
+    def some(part: slice) -> None:
+        sizes = part.stop - part.start, height, width, channels
+        kept = gradient[part], v[part], gamma, beta, mean[part], rstd[part]
+        _call("twice", activation[part], *kept, *sizes, *(whole[part] for whole in found))
+
+    _on_threads(some, count, activation[0].numel())
     return found
 
 
@@ -132,9 +217,14 @@ def first_block(
         (count, outputs, height // 2, width // 2), dtype=images.dtype, memory_format=torch.channels_last
     )
     mean, rstd = torch.empty((2, count, outputs)).unbind()
-    sizes = count, height, width, inputs, outputs
-    by_tap = _by_tap(weight)
-    _call("thin_forward", _last(images), by_tap, bias, gamma, beta, ctypes.c_float(eps), *sizes, pooled, mean, rstd)
+    images, by_tap = _last(images), _by_tap(weight)
+
+    def some(part: slice) -> None:
+        sizes = part.stop - part.start, height, width, inputs, outputs
+        found = pooled[part], mean[part], rstd[part]
+        _call("thin_forward", images[part], by_tap, bias, gamma, beta, ctypes.c_float(eps), *sizes, *found)
+
+    _on_threads(some, count, outputs * height * width)
     return pooled, mean, rstd
 
 
@@ -154,22 +244,49 @@ def first_block_gradient(
     """
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     count, inputs, height, width = images.shape
-    by_tap = _by_tap(weight)
+    images, by_tap = _last(images), _by_tap(weight)
     bias, gamma, beta = bias.float(), gamma.float(), beta.float()
-    found = torch.zeros_like(by_tap), torch.zeros_like(gamma), torch.zeros_like(beta)
-    sizes = count, height, width, inputs, len(weight)
-    _call("thin_backward", _last(images), gradient, by_tap, bias, gamma, beta, mean, rstd, *sizes, *found)
-    return found[0].permute(3, 2, 0, 1), found[1], found[2]
+
+    def some(part: slice) -> tuple[Tensor, ...]:
+        found = torch.zeros_like(by_tap), torch.zeros_like(gamma), torch.zeros_like(beta)
+        sizes = part.stop - part.start, height, width, inputs, len(weight)
+        kept = gradient[part], by_tap, bias, gamma, beta, mean[part], rstd[part]
+        _call("thin_backward", images[part], *kept, *sizes, *found)
+        return found
+
+    to_weight, to_gamma, to_beta = _sums(_on_threads(some, count, len(weight) * height * width))
+    return to_weight.permute(3, 2, 0, 1), to_gamma, to_beta
 
 
 def _by_tap(weight: Tensor) -> Tensor:
-    """(O, I, 3, 3) to (3, 3, I, O) float32, contiguous."""
-    return weight.permute(2, 3, 1, 0).float().contiguous()
+    """(..., O, I, 3, 3) to (..., 3, 3, I, O) float32, contiguous."""
+    return weight.movedim((-2, -1, -3, -4), (-4, -3, -2, -1)).float().contiguous()
 
 
 def _last(images: Tensor) -> Tensor:
     """(N, I, H, W) as contiguous (N, H, W, I)."""
     return images.permute(0, 2, 3, 1).contiguous()
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="kernels")
+
+
+def _on_threads(some: Callable[[slice], T], count: int, each: int) -> list[T]:
+    """What `some` returns of parts of `count` images, or groups of them, on as many threads as PyTorch has.
+
+    each: numbers in one of them; a few are not worth a second thread.
+    """
+    parts = max(1, min(torch.get_num_threads(), count, count * each // WORTH_A_THREAD))
+    cuts = [count * part // parts for part in range(parts + 1)]
+    slices = [slice(start, stop) for start, stop in pairwise(cuts)]
+    return [some(slices[0])] if parts == 1 else list(_pool().map(some, slices))
+
+
+def _sums(shares: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    """Of each of the tensors, over the shares."""
+    return [torch.stack(of_all).sum(0) for of_all in zip(*shares, strict=True)]
 
 
 def _call(name: str, activation: Tensor, *arguments: Tensor | int | ctypes.c_float) -> None:
@@ -184,6 +301,6 @@ def _call(name: str, activation: Tensor, *arguments: Tensor | int | ctypes.c_flo
         for value in (activation, *arguments)
     ]
     function = getattr(library, f"{name}_{_SUFFIX[activation.dtype]}")
-    function.restype = ctypes.c_int if name.startswith("thin") else None
+    function.restype = ctypes.c_int if name in WITH_SCRATCH else None
     if function(*passed) == 0:
         raise CapacityError("no memory for one image's activations", "lower network.width")

@@ -49,6 +49,19 @@ class Learner(nn.Module):
         return self.forward(images)
 
 
+class Convolution(nn.Conv2d):
+    """3x3, padded by one; on a CPU compiled, where its channels are many."""
+
+    def __init__(self, inputs: int, outputs: int, *, device: torch.device | None = None) -> None:
+        super().__init__(inputs, outputs, 3, padding=1, device=device)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, inputs, H, W) to (N, outputs, H, W)."""
+        if kernels.convolves(input, self.weight):
+            return fused.convolution(input, self.weight[None], self.bias)
+        return super().forward(input)
+
+
 class ConvNet(Learner):
     """The field's ConvNet: `depth` blocks of 3x3 convolution, instance norm, ReLU, 2x2 average pool; then linear.
 
@@ -66,7 +79,7 @@ class ConvNet(Learner):
                 "set data.image_size to a larger size or network.depth to fewer blocks",
             )
         self.convolutions = nn.ModuleList(
-            skip_init(nn.Conv2d, channels if level == 0 else width, width, 3, padding=1) for level in range(depth)
+            skip_init(Convolution, channels if level == 0 else width, width) for level in range(depth)
         )
         self.norms = nn.ModuleList(skip_init(nn.GroupNorm, width, width) for _ in range(depth))
         self.classifier = skip_init(nn.Linear, width * (side >> depth) ** 2, classes)

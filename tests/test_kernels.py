@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -84,36 +85,37 @@ def test_the_first_block_in_bfloat16_rounds_its_activations_and_sums_in_float32(
     torch.testing.assert_close(pooled, expected, rtol=1e-2, atol=1e-2)
 
 
-def trained_network(channels: int = 2) -> ConvNet:
+def trained_network(channels: int = 2, width: int = 12) -> ConvNet:
     """With norms away from the identity, as after training."""
-    network = build_network(NetworkConfig(width=12, depth=3), (channels, 12, 12), 4)
+    network = build_network(NetworkConfig(width=width, depth=3), (channels, 12, 12), 4)
     assert isinstance(network, ConvNet)
     initialise_(network, torch.Generator().manual_seed(1))
     with torch.no_grad():
         for _, norm in network.blocks:
-            norm.weight.add_(0.3 * drawn(12, seed=2))
-            norm.bias.add_(0.3 * drawn(12, seed=3))
+            norm.weight.add_(0.3 * drawn(width, seed=2))
+            norm.bias.add_(0.3 * drawn(width, seed=3))
     return network.requires_grad_(False)
 
 
 @needs_compiler
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("channels", "width"), [(1, 12), (3, 12), (3, 32)])
 def test_closed_form_gradients_equal_automatic_differentiation_in_float64(
-    channels: int, monkeypatch: pytest.MonkeyPatch
+    channels: int, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("condense.objectives.closed_form.PIECE", 3)
     images, classes = drawn(3, 7, channels, 12, 12), torch.tensor([2, 0, 3])
-    found = convnet_gradients(trained_network(channels), images, classes)
-    exact = class_gradients(trained_network(channels).double(), images.double(), classes, create_graph=False).tensors
+    found = convnet_gradients(trained_network(channels, width), images, classes)
+    net = trained_network(channels, width).double()
+    exact = class_gradients(net, images.double(), classes, create_graph=False).tensors
     for a, b in zip(found, exact, strict=True):
         assert a.shape == b.shape
         assert (a - b).norm() / b.norm() < 1e-5
 
 
 @needs_compiler
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_learners_compiled_logits_and_their_gradients_equal_its_own_layers(channels: int) -> None:
-    network = trained_network(channels).requires_grad_(True)
+@pytest.mark.parametrize(("channels", "width"), [(1, 12), (3, 12), (3, 32)])
+def test_a_learners_compiled_logits_and_their_gradients_equal_its_own_layers(channels: int, width: int) -> None:
+    network = trained_network(channels, width).requires_grad_(True)
     images, labels = drawn(9, channels, 12, 12, seed=6), torch.arange(9) % 4
     exact = copy.deepcopy(network).double()
     wanted = torch.autograd.grad(F.cross_entropy(exact(images.double()), labels), list(exact.parameters()))
@@ -139,6 +141,37 @@ def test_gradients_of_the_blocks_gradients_equal_automatic_differentiation_in_fl
     wanted = twice(lambda z: block(z, gamma.double(), beta.double()), torch.float64)
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4)
+
+
+CONVOLUTIONS = [(1, 3, 7, 7, 16, 80), (3, 2, 5, 9, 32, 16), (2, 5, 4, 4, 48, 64), (2, 1, 2, 3, 16, 16)]
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("groups", "each", "height", "width", "inputs", "outputs"), CONVOLUTIONS)
+def test_convolutions_and_what_matching_takes_of_them_equal_pytorchs_in_float64(
+    groups: int, each: int, height: int, width: int, inputs: int, outputs: int, threads: int, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("condense.kernels.WORTH_A_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    images = drawn(groups * each, inputs, height, width)
+    weights, bias = drawn(groups, outputs, inputs, 3, 3, seed=1), drawn(outputs, seed=2)
+    above, v = drawn(groups * each, outputs, height, width, seed=3), drawn(*weights.shape, seed=4)
+    assert kernels.convolves(images, weights)
+
+    def exactly(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return torch.cat([F.conv2d(part, own, b, padding=1) for part, own in zip(x.split(each), w, strict=True)])
+
+    def taken(convolved: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
+        """The convolution, its gradients, and the gradients of one of these."""
+        x, w, b, g = (whole.to(dtype).requires_grad_() for whole in (images, weights, bias, above))
+        made = convolved(x, w, b)
+        first = torch.autograd.grad(made, (x, w, b), g, create_graph=True)
+        return [made, *first, *torch.autograd.grad((first[1] * v.to(dtype)).sum(), (x, g))]
+
+    for found, wanted in zip(taken(fused.convolution, torch.float32), taken(exactly, torch.float64), strict=True):
+        assert found.shape == wanted.shape
+        assert (found - wanted).norm() < 1e-5 * wanted.norm()
 
 
 @needs_compiler

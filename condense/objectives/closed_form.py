@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from condense import kernels
 from condense.networks import ConvNet
 
-PIECE = 16  # images of one class at a time: at width 128 and 32x32 the largest activation is 8 MB
+PIECE = 64  # images of one class at a time: at width 128 and 32x32 the largest activation is 8 MB
 
 
 @torch.no_grad()
@@ -49,7 +49,10 @@ def _gradients(network: ConvNet, weights: list[Tensor], images: Tensor, label: i
     if compiled:
         hidden, *statistics = kernels.first_block(images, weights[0], bias, *norms[0])
     for (conv, _), weight, norm in list(zip(network.blocks, weights, norms, strict=True))[compiled:]:
-        activation = F.conv2d(hidden, weight, conv.bias, padding=1).contiguous(memory_format=torch.channels_last)
+        if kernels.convolves(hidden, weight):
+            activation = kernels.convolution(hidden, weight[None], conv.bias)
+        else:
+            activation = F.conv2d(hidden, weight, conv.bias, padding=1).contiguous(memory_format=torch.channels_last)
         pooled, mean, rstd = kernels.norm_relu_pool(activation, *norm)
         kept.append((hidden, activation, mean, rstd))
         hidden = pooled
@@ -63,6 +66,12 @@ def _gradients(network: ConvNet, weights: list[Tensor], images: Tensor, label: i
         inputs, activation, mean, rstd = kept[level - compiled]
         gamma, beta, _ = norms[level]
         to_activation, _, _ = kernels.norm_relu_pool_gradient(activation, gradient, gamma, beta, mean, rstd)
+        if kernels.convolves(inputs, weights[level]):
+            found.append(kernels.weight_gradients(inputs, to_activation, 1)[0])
+            if level > 0:
+                turned = weights[level].transpose(0, 1).flip(2, 3)
+                gradient = kernels.convolution(to_activation, turned[None], None)
+            continue
         wanted = [level > 0, True, False]
         gradient, to_weight, _ = torch.ops.aten.convolution_backward(
             to_activation, inputs, weights[level], None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, wanted
