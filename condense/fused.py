@@ -61,7 +61,7 @@ class _Convolution(torch.autograd.Function):
         to_images, to_weights, to_bias = ctx.needs_input_grad
         return (
             convolution(gradients, _turned(weights)) if to_images else None,
-            weight_gradients(images, gradients, len(weights)) if to_weights else None,
+            weight_gradients(images, gradients, len(weights)).to(weights.dtype) if to_weights else None,
             gradients.sum((0, 2, 3)) if to_bias else None,
         )
 

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "winograd.c")]
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "winograd.c", "winograd.h")]
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 MOST_CHANNELS = 1024  # as in kernels.c: sums of one image's channels stand on the stack
 CHANNELS_AT_ONCE = 16  # of a convolution, in and out: multiples of this
@@ -58,7 +58,14 @@ def _library() -> ctypes.CDLL | None:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as beside:
                 fresh = Path(beside) / "kernels.so"
-                command = [compiler, *FLAGS, "-o", str(fresh), *map(str, SOURCES), "-lm"]
+                command = [
+                    compiler,
+                    *FLAGS,
+                    "-o",
+                    str(fresh),
+                    *(str(source) for source in SOURCES if source.suffix == ".c"),
+                    "-lm",
+                ]
                 subprocess.run(command, check=True, capture_output=True, timeout=300)  # noqa: S603
                 fresh.replace(built)
         return ctypes.CDLL(str(built))
@@ -77,24 +84,33 @@ def convolves(images: Tensor, weight: Tensor) -> bool:
     """Whether `convolution` takes these images (N, I, H, W) and weights (..., O, I, k, k)."""
     outputs, inputs, *size = weight.shape[-4:]
     fits = size == [3, 3] and inputs % CHANNELS_AT_ONCE == 0 == outputs % CHANNELS_AT_ONCE
-    same = images.dtype == weight.dtype == torch.float32
-    return fits and same and available(images, images.dtype, max(inputs, outputs))
+    if not fits or images.dtype != weight.dtype or not available(images, images.dtype, max(inputs, outputs)):
+        return False
+    return images.dtype == torch.float32 or _multiplies_bfloat16()
+
+
+@functools.cache
+def _multiplies_bfloat16() -> bool:
+    library = _library()
+    return library is not None and bool(library.multiplies_bfloat16())
 
 
 def convolution(images: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
     """3x3 convolution, padded by one, with weights of its own for each group of images.
 
+    In bfloat16 it is off by 1 %: what is summed is rounded, not only what is summed over.
+
     Args:
-        images: (G * n, I, H, W) float32, where `convolves`.
+        images: (G * n, I, H, W) float32 or bfloat16, where `convolves`.
         weights: (G, O, I, 3, 3). bias: (O,), the same for all groups.
 
     Returns:
-        (G * n, O, H, W), channels last.
+        (G * n, O, H, W) of the images' type, channels last.
     """
     count, inputs, height, width = images.shape
     groups, outputs = weights.shape[:2]
-    found = torch.empty((count, outputs, height, width), memory_format=torch.channels_last)
-    shift = torch.zeros(outputs) if bias is None else bias.contiguous()
+    found = torch.empty((count, outputs, height, width), dtype=images.dtype, memory_format=torch.channels_last)
+    shift = torch.zeros(outputs) if bias is None else bias.float().contiguous()
     images, by_tap, each = _last(images), _by_tap(weights), count // groups
 
     def some(part: slice) -> None:
@@ -106,7 +122,7 @@ def convolution(images: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def weight_gradients(images: Tensor, gradients: Tensor, groups: int) -> Tensor:
-    """Gradients (G, O, I, 3, 3) at the weights of `convolution`, given those at its result (G * n, O, H, W)."""
+    """Float32 gradients (G, O, I, 3, 3) at the weights of `convolution`, given those at its result (G * n, O, H, W)."""
     count, inputs, height, width = images.shape
     outputs = gradients.shape[1]
     images, gradients, each = _last(images), _last(gradients), count // groups

@@ -4,8 +4,11 @@
 
    Channels last: images (N, H, W, C). A tile is 6x6 inputs for 4x4 outputs; each of its 36 places is a matrix product
    of its own over tiles and channels. Channels come in vectors, and in panels of a few vectors, which a product reads
-   from the first cache; their number is a multiple of 16. Float32 throughout: rounding is about six times that of the
-   direct sum, 1e-6 relative. */
+   from the first cache; their number is a multiple of 16.
+
+   winograd.h has all of it for one type of images. Float32: rounding is about six times that of the direct sum, 1e-6
+   relative. Bfloat16, where the processor multiplies pairs of them: transformed inputs and weights are rounded to it,
+   1e-2 relative, and summed in float32. */
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -28,73 +31,10 @@ static int64_t apart(int64_t rows, int64_t columns) { return rows * columns + LA
 
 static const float zeros[1024];
 
-/* ---- products: c (rows, width) (+)= a (rows, depth) b (depth, width), width a multiple of 16 up to PANEL ---- */
-
-static inline __attribute__((always_inline)) void block(int rows, int vectors, int64_t depth, const float *a,
-                                                        int64_t a_row, int64_t a_step, const float *b, float *c,
-                                                        int64_t c_row, int add) {
-    vector sum[ROWS][VECTORS];
-#pragma GCC unroll 6
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++)
-            sum[r][v] = add ? *(const vector *)(c + r * c_row + v * LANES) : (vector){0};
-    for (int64_t k = 0; k < depth; k++, a += a_step, b += vectors * LANES) {
-        vector right[VECTORS];
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) right[v] = *(const vector *)(b + v * LANES);
-#pragma GCC unroll 6
-        for (int r = 0; r < rows; r++) {
-            float left = a[r * a_row];
-#pragma GCC unroll 4
-            for (int v = 0; v < vectors; v++) sum[r][v] += left * right[v];
-        }
-    }
-#pragma GCC unroll 6
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) *(vector *)(c + r * c_row + v * LANES) = sum[r][v];
-}
-
-#define OF_ROWS(COUNT)                                                                                                \
-    switch (rows) {                                                                                                   \
-    case 1: block(1, COUNT, depth, a, a_row, a_step, b, c, c_row, add); break;                                      \
-    case 2: block(2, COUNT, depth, a, a_row, a_step, b, c, c_row, add); break;                                      \
-    case 3: block(3, COUNT, depth, a, a_row, a_step, b, c, c_row, add); break;                                      \
-    case 4: block(4, COUNT, depth, a, a_row, a_step, b, c, c_row, add); break;                                      \
-    case 5: block(5, COUNT, depth, a, a_row, a_step, b, c, c_row, add); break;                                      \
-    default: block(6, COUNT, depth, a, a_row, a_step, b, c, c_row, add);                                            \
-    }
-
-static void panel_product(int64_t rows_all, int vectors, int64_t depth, const float *a, int64_t a_row, int64_t a_step,
-                          const float *b, float *c, int64_t c_row, int add) {
-    for (int64_t row = 0; row < rows_all; row += ROWS, a += ROWS * a_row, c += ROWS * c_row) {
-        int rows = rows_all - row < ROWS ? (int)(rows_all - row) : ROWS;
-        switch (vectors) {
-        case 1: OF_ROWS(1) break;
-#if VECTORS > 2
-        case 2: OF_ROWS(2) break;
-        case 3: OF_ROWS(3) break;
-#endif
-        default: OF_ROWS(VECTORS)
-        }
-    }
-}
-
-/* b: its columns in panels of PANEL, each (depth, width of the panel) */
-static void product(int64_t rows, int64_t columns, int64_t depth, const float *a, int64_t a_row, int64_t a_step,
-                    const float *b, float *c, int add) {
-    for (int64_t column = 0; column < columns; column += PANEL) {
-        int64_t width = columns - column < PANEL ? columns - column : PANEL;
-        panel_product(rows, (int)(width / LANES), depth, a, a_row, a_step, b + column * depth, c + column, columns,
-                      add);
-    }
-}
-
 /* ---- the transforms of one line: six inputs, three weights, four outputs, and the latter two transposed ----
 
-   Toom and Cook's, at the points 0, -P, P, -Q, Q and infinity with P^2 = 1/2 and Q^2 = 2, whose rounding is half of that
-   of the usual 0, -1, 1, -2, 2 (2.0e-6 relative to 1.0e-6 at 128 channels). */
+   Toom and Cook's, at the points 0, -P, P, -Q, Q and infinity with P^2 = 1/2 and Q^2 = 2, whose rounding is half of
+   that of the usual 0, -1, 1, -2, 2 (2.0e-6 relative to 1.0e-6 at 128 channels). */
 
 #define P 0.70710678118654752f
 #define Q 1.41421356237309505f
@@ -158,156 +98,72 @@ static grid grid_of(int64_t height, int64_t width) {
     return (grid){height, width, (height + OUT - 1) / OUT, (width + OUT - 1) / OUT};
 }
 
-/* The pixels of a tile, row by row; those outside of the image are zero. */
-static void pixels_of(const float *image, grid g, int64_t channels, int64_t tile, int side, int margin,
-                      const float **found) {
-    int64_t top = tile / g.across * OUT - margin, left = tile % g.across * OUT - margin;
-    for (int64_t y = top; y < top + side; y++)
-        for (int64_t x = left; x < left + side; x++) {
-            int inside = y >= 0 && y < g.height && x >= 0 && x < g.width;
-            *found++ = inside ? image + (y * g.width + x) * channels : zeros;
-        }
-}
-
-/* (tiles, channels) at each place, rows of `channels` */
-static void inputs_of(const float *images, grid g, int64_t channels, int64_t first, int64_t tiles, float *out) {
-    int64_t each = g.down * g.across;
-    for (int64_t t = 0; t < tiles; t++) {
-        const float *from[PLACES];
-        pixels_of(images + (first + t) / each * g.height * g.width * channels, g, channels, (first + t) % each, SIDE, 1,
-                  from);
-        for (int64_t c = 0; c < channels; c += LANES) {
-            vector d[PLACES], half[PLACES], whole[PLACES];
-            for (int i = 0; i < PLACES; i++) d[i] = *(const vector *)(from[i] + c);
-            for (int x = 0; x < SIDE; x++) of_inputs(d + x, SIDE, half + x, SIDE);
-            for (int y = 0; y < SIDE; y++) of_inputs(half + y * SIDE, 1, whole + y * SIDE, 1);
-            for (int i = 0; i < PLACES; i++)
-                *(vector *)(out + i * apart(tiles, channels) + t * channels + c) = whole[i];
-        }
-    }
-}
-
-/* Gradients at the outputs: (tiles, channels) at each place, columns in panels */
-static void gradients_of(const float *images, grid g, int64_t channels, int64_t first, int64_t tiles, float *out) {
-    int64_t each = g.down * g.across;
-    for (int64_t t = 0; t < tiles; t++) {
-        const float *from[OUT * OUT];
-        pixels_of(images + (first + t) / each * g.height * g.width * channels, g, channels, (first + t) % each, OUT, 0,
-                  from);
-        for (int64_t c = 0; c < channels; c += LANES) {
-            vector d[OUT * OUT], half[SIDE * OUT], whole[PLACES];
-            int64_t panel = c / PANEL * PANEL, width = channels - panel < PANEL ? channels - panel : PANEL;
-            for (int i = 0; i < OUT * OUT; i++) d[i] = *(const vector *)(from[i] + c);
-            for (int x = 0; x < OUT; x++) of_outputs(d + x, OUT, half + x, OUT);
-            for (int y = 0; y < SIDE; y++) of_outputs(half + y * OUT, 1, whole + y * SIDE, 1);
-            for (int i = 0; i < PLACES; i++)
-                *(vector *)(out + i * apart(tiles, channels) + panel * tiles + t * width + c - panel) = whole[i];
-        }
-    }
-}
-
-/* products (tiles, channels) at each place to pixels */
-static void outputs_from(const float *products, grid g, int64_t channels, const float *bias, int64_t first,
-                         int64_t tiles, float *images) {
-    int64_t each = g.down * g.across;
-    for (int64_t t = 0; t < tiles; t++) {
-        float *image = images + (first + t) / each * g.height * g.width * channels;
-        int64_t top = (first + t) % each / g.across * OUT, left = (first + t) % each % g.across * OUT;
-        for (int64_t c = 0; c < channels; c += LANES) {
-            vector m[PLACES], half[OUT * SIDE], whole[OUT * OUT], shift = *(const vector *)(bias + c);
-            for (int i = 0; i < PLACES; i++)
-                m[i] = *(const vector *)(products + i * apart(tiles, channels) + t * channels + c);
-            for (int x = 0; x < SIDE; x++) to_outputs(m + x, SIDE, half + x, SIDE);
-            for (int y = 0; y < OUT; y++) to_outputs(half + y * SIDE, 1, whole + y * OUT, 1);
-            for (int y = 0; y < OUT && top + y < g.height; y++)
-                for (int x = 0; x < OUT && left + x < g.width; x++)
-                    *(vector *)(image + ((top + y) * g.width + left + x) * channels + c) = whole[y * OUT + x] + shift;
-        }
-    }
-}
-
-/* weights (3, 3, inputs, outputs) to (inputs, outputs) at each place, columns in panels */
-static void weights_of(const float *weights, int64_t inputs, int64_t outputs, float *out) {
-    for (int64_t i = 0; i < inputs; i++)
-        for (int64_t o = 0; o < outputs; o += LANES) {
-            vector w[9], half[SIDE * 3], whole[PLACES];
-            int64_t panel = o / PANEL * PANEL, width = outputs - panel < PANEL ? outputs - panel : PANEL;
-            for (int k = 0; k < 9; k++) w[k] = *(const vector *)(weights + (k * inputs + i) * outputs + o);
-            for (int x = 0; x < 3; x++) of_weights(w + x, 3, half + x, 3);
-            for (int y = 0; y < SIDE; y++) of_weights(half + y * 3, 1, whole + y * SIDE, 1);
-            for (int k = 0; k < PLACES; k++)
-                *(vector *)(out + k * apart(inputs, outputs) + panel * inputs + i * width + o - panel) = whole[k];
-        }
-}
-
-/* (inputs, outputs) at each place to weights (3, 3, inputs, outputs) */
-static void weights_from(const float *sums, int64_t inputs, int64_t outputs, float *weights) {
-    for (int64_t at = 0; at < inputs * outputs; at += LANES) {
-        vector m[PLACES], half[3 * SIDE], whole[9];
-        for (int k = 0; k < PLACES; k++) m[k] = *(const vector *)(sums + k * apart(inputs, outputs) + at);
-        for (int x = 0; x < SIDE; x++) to_weights(m + x, SIDE, half + x, SIDE);
-        for (int y = 0; y < 3; y++) to_weights(half + y * SIDE, 1, whole + y * 3, 1);
-        for (int k = 0; k < 9; k++) *(vector *)(weights + k * inputs * outputs + at) = whole[k];
-    }
-}
-
 /* Of one matrix of weights, one of inputs and one of outputs at each place */
-static float *scratch_for(int64_t inputs, int64_t outputs) {
-    return malloc(sizeof(float) * PLACES * (apart(inputs, outputs) + apart(TILES, inputs) + apart(TILES, outputs)));
+static void *scratch_for(int64_t inputs, int64_t outputs) {
+    return malloc(4 * PLACES * (apart(inputs, outputs) + apart(TILES, inputs) + apart(TILES, outputs)));
 }
 
-/* ---- what is called; 0 where there is no memory ---- */
+/* ---- float32: a unit of depth is one number ---- */
 
-/* images (groups * each, H, W, inputs), weights (groups, 3, 3, inputs, outputs), bias (outputs): (..., outputs), of the
-   images from `begin` to `end` */
-int convolution_float(const float *images, const float *weights, const float *bias, int64_t begin, int64_t end,
-                      int64_t each, int64_t height, int64_t width, int64_t inputs, int64_t outputs, float *found) {
-    grid g = grid_of(height, width);
-    float *scratch = scratch_for(inputs, outputs);
-    if (!scratch) return 0;
-    float *transformed = scratch + PLACES * apart(inputs, outputs);
-    float *products = transformed + PLACES * apart(TILES, inputs);
-    for (int64_t image = begin, stop; image < end; image = stop) {
-        int64_t group = image / each;
-        stop = (group + 1) * each < end ? (group + 1) * each : end;
-        weights_of(weights + group * 9 * inputs * outputs, inputs, outputs, scratch);
-        const float *own = images + image * height * width * inputs;
-        float *out = found + image * height * width * outputs;
-        int64_t all = (stop - image) * g.down * g.across;
-        for (int64_t first = 0; first < all; first += TILES) {
-            int64_t tiles = all - first < TILES ? all - first : TILES;
-            inputs_of(own, g, inputs, first, tiles, transformed);
-            for (int place = 0; place < PLACES; place++)
-                product(tiles, outputs, inputs, transformed + place * apart(tiles, inputs), inputs, 1,
-                        scratch + place * apart(inputs, outputs), products + place * apart(tiles, outputs), 0);
-            outputs_from(products, g, outputs, bias, first, tiles, out);
-        }
-    }
-    free(scratch);
-    return 1;
+#define NAME(OF) OF##_float
+#define PIXEL float
+#define UNIT float
+#define DEPTH(COUNT) (COUNT)
+
+static inline vector load_float(const float *from) { return *(const vector *)from; }
+static inline void store_float(float *to, vector value) { *(vector *)to = value; }
+/* Where depth runs along a row, and where it runs down a column of `width` */
+static inline void put_row_float(float *row, int64_t at, vector value) { *(vector *)(row + at) = value; }
+static inline void put_column_float(float *to, int64_t depth, int64_t width, int64_t at, vector value) {
+    *(vector *)(to + depth * width + at) = value;
+}
+static inline vector add_product_float(vector sum, float left, const float *right) {
+    return sum + left * *(const vector *)right;
 }
 
-/* images (groups * each, H, W, inputs), gradients (..., outputs): those at weights (groups, 3, 3, inputs, outputs) */
-int weight_gradient_float(const float *images, const float *gradients, int64_t groups, int64_t each, int64_t height,
-                          int64_t width, int64_t inputs, int64_t outputs, float *found) {
-    grid g = grid_of(height, width);
-    float *scratch = scratch_for(inputs, outputs);
-    if (!scratch) return 0;
-    float *left = scratch + PLACES * apart(inputs, outputs), *right = left + PLACES * apart(TILES, inputs);
-    int64_t all = each * g.down * g.across;
-    for (int64_t group = 0; group < groups; group++) {
-        const float *own = images + group * each * height * width * inputs;
-        const float *above = gradients + group * each * height * width * outputs;
-        for (int64_t first = 0; first < all; first += TILES) {
-            int64_t tiles = all - first < TILES ? all - first : TILES;
-            inputs_of(own, g, inputs, first, tiles, left);
-            gradients_of(above, g, outputs, first, tiles, right);
-            for (int place = 0; place < PLACES; place++)
-                product(inputs, outputs, tiles, left + place * apart(tiles, inputs), 1, inputs,
-                        right + place * apart(tiles, outputs), scratch + place * apart(inputs, outputs), first > 0);
-        }
-        weights_from(scratch, inputs, outputs, found + group * 9 * inputs * outputs);
-    }
-    free(scratch);
+#include "winograd.h"
+
+#undef NAME
+#undef PIXEL
+#undef UNIT
+#undef DEPTH
+
+/* ---- bfloat16: a unit of depth is a pair of numbers ---- */
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+
+#define NAME(OF) OF##_bfloat
+#define PIXEL uint16_t
+#define UNIT uint32_t
+#define DEPTH(COUNT) (((COUNT) + 1) / 2)
+
+static inline __m256i rounded(vector value) { return (__m256i)_mm512_cvtneps_pbh((__m512)value); }
+static inline vector load_bfloat(const uint16_t *from) {
+    return (vector)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16);
+}
+static inline void store_bfloat(uint16_t *to, vector value) { _mm256_storeu_si256((__m256i *)to, rounded(value)); }
+static inline void put_row_bfloat(uint32_t *row, int64_t at, vector value) {
+    store_bfloat((uint16_t *)row + at, value);
+}
+static inline void put_column_bfloat(uint32_t *to, int64_t depth, int64_t width, int64_t at, vector value) {
+    uint32_t *pairs = to + depth / 2 * width + at;
+    __m512i own = _mm512_cvtepu16_epi32(rounded(value));
+    if (depth % 2) own = _mm512_or_si512(_mm512_loadu_si512(pairs), _mm512_slli_epi32(own, 16));
+    _mm512_storeu_si512(pairs, own);
+}
+static inline vector add_product_bfloat(vector sum, uint32_t left, const uint32_t *right) {
+    __m512i pairs = _mm512_set1_epi32((int)left);
+    return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pairs, (__m512bh)_mm512_loadu_si512(right));
+}
+
+#include "winograd.h"
+#endif
+
+int multiplies_bfloat16(void) {
+#ifdef __AVX512BF16__
     return 1;
+#else
+    return 0;
+#endif
 }

@@ -11,8 +11,8 @@ from condense.objectives.gradient import DISTANCES, class_gradients, real_gradie
 CLASSES, REAL, IPC, SHAPE = 3, 7, 2, (2, 8, 8)
 
 
-def network(name: str = "convnet", dtype: torch.dtype = torch.float64) -> nn.Module:
-    built = build_network(NetworkConfig(name=name, width=5, depth=2), SHAPE, CLASSES)  # type: ignore[arg-type]
+def network(name: str = "convnet", dtype: torch.dtype = torch.float64, width: int = 5) -> nn.Module:
+    built = build_network(NetworkConfig(name=name, width=width, depth=2), SHAPE, CLASSES)  # type: ignore[arg-type]
     return initialise_(built, torch.Generator().manual_seed(1)).to(dtype).requires_grad_(False)
 
 
@@ -59,10 +59,11 @@ def test_distances_and_image_gradients_equal_the_per_class_loop(kind: str, name:
     torch.testing.assert_close(fast_gradient, slow_gradient, rtol=1e-7, atol=1e-12)
 
 
-def test_float32_image_gradients_stay_within_1e_4_of_float64() -> None:
+@pytest.mark.parametrize("width", [5, 32])
+def test_float32_image_gradients_stay_within_1e_4_of_float64(width: int) -> None:
     classes, gradients = torch.arange(CLASSES), []
     for dtype in (torch.float32, torch.float64):
-        net = network(dtype=dtype)
+        net = network(dtype=dtype, width=width)
         synthetic = images(IPC, 3, dtype).requires_grad_()
         objective = build_objective("gradient", distance="cosine", precision=torch.float32)
         target = class_gradients(net, images(REAL, 2, dtype), classes, create_graph=False)
@@ -79,8 +80,9 @@ def test_real_gradients_in_pieces_equal_the_whole_batch(monkeypatch: pytest.Monk
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_bfloat16_real_gradients_point_where_float32_ones_do() -> None:
-    net, classes, real = network(dtype=torch.float32), torch.arange(CLASSES), images(64, 2, torch.float32)
+@pytest.mark.parametrize("width", [5, 32])
+def test_bfloat16_real_gradients_point_where_float32_ones_do(width: int) -> None:
+    net, classes, real = network(dtype=torch.float32, width=width), torch.arange(CLASSES), images(64, 2, torch.float32)
     objective = build_objective("gradient", distance="cosine", precision=torch.bfloat16)
     exact = class_gradients(net, real, classes, create_graph=False)
     for a, b in zip(objective.target(net, real, classes).tensors, exact.tensors, strict=True):

@@ -175,6 +175,21 @@ def test_convolutions_and_what_matching_takes_of_them_equal_pytorchs_in_float64(
 
 
 @needs_compiler
+def test_convolutions_in_bfloat16_are_within_2_percent_of_float32() -> None:
+    images, weights, above = drawn(4, 32, 7, 9), 0.1 * drawn(2, 48, 32, 3, 3, seed=1), drawn(4, 48, 7, 9, seed=2)
+    images, weights, above = (whole.bfloat16() for whole in (images, weights, above))
+    if not kernels.convolves(images, weights):
+        pytest.skip("the processor does not multiply bfloat16")
+    found = kernels.convolution(images, weights, None), kernels.weight_gradients(images, above, 2)
+    wanted = (
+        kernels.convolution(images.float(), weights.float(), None),
+        kernels.weight_gradients(images.float(), above.float(), 2),
+    )
+    for a, b in zip(found, wanted, strict=True):
+        assert (a.float() - b).norm() < 0.02 * b.norm()
+
+
+@needs_compiler
 def test_gradients_that_the_kernels_do_not_have_are_refused() -> None:
     network, images = trained_network(1).requires_grad_(True), drawn(3, 1, 12, 12)
     for loss, refusal in (
