@@ -116,7 +116,7 @@ def test_a_row_without_gradient_has_distance_one_and_no_nan() -> None:
     target = class_gradients(net, images(REAL, 2), classes, create_graph=False)
     found = class_gradients(net, synthetic, classes, create_graph=True)
     dead = DISTANCES["cosine"](
-        target._replace(tensors=(target.tensors[0][:, :1],)), found._replace(tensors=(found.tensors[0][:, :1],))
+        target._replace(kept=(target.tensors[0][:, :1],)), found._replace(kept=(found.tensors[0][:, :1],))
     )
     assert dead.tolist() == [1, 1, 1]
     (gradient,) = torch.autograd.grad(DISTANCES["cosine"](target, found).sum(), synthetic)

@@ -11,8 +11,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from condense import fused, kernels
 from condense.networks import ConvNet, NetworkConfig, build_network, initialise_
-from condense.objectives.closed_form import convnet_gradients
-from condense.objectives.gradient import class_gradients, real_gradients
+from condense.objectives.closed_form import Product, convnet_gradients, smaller_as_product
+from condense.objectives.gradient import ClassGradients, class_gradients, real_gradients
 
 needs_compiler = pytest.mark.skipif(
     not kernels.available(torch.empty(0), torch.float32, 1), reason="no C compiler: PyTorch's layers are used"
@@ -98,18 +98,27 @@ def trained_network(channels: int = 2, width: int = 12) -> ConvNet:
 
 
 @needs_compiler
+@pytest.mark.parametrize("product", [False, True])
 @pytest.mark.parametrize(("channels", "width"), [(1, 12), (3, 12), (3, 32)])
 def test_closed_form_gradients_equal_automatic_differentiation_in_float64(
-    channels: int, width: int, monkeypatch: pytest.MonkeyPatch
+    channels: int, width: int, product: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("condense.objectives.closed_form.PIECE", 3)
+    monkeypatch.setattr("condense.objectives.closed_form.smaller_as_product", lambda *_: product)
     images, classes = drawn(3, 7, channels, 12, 12), torch.tensor([2, 0, 3])
-    found = convnet_gradients(trained_network(channels, width), images, classes)
+    kept = convnet_gradients(trained_network(channels, width), images, classes)
+    assert isinstance(kept[-1], Product) == product
+    found = ClassGradients(kept).tensors
     net = trained_network(channels, width).double()
     exact = class_gradients(net, images.double(), classes, create_graph=False).tensors
     for a, b in zip(found, exact, strict=True):
         assert a.shape == b.shape
         assert (a - b).norm() / b.norm() < 1e-5
+
+
+def test_gradients_of_a_thousand_classes_are_kept_as_products_and_of_ten_are_not() -> None:
+    assert smaller_as_product(64, 1000, 2048)
+    assert not smaller_as_product(64, 10, 2048)
 
 
 @needs_compiler

@@ -23,7 +23,7 @@ from torch.nn.grad import conv2d_weight
 from condense import fused, kernels
 from condense.errors import ConfigError
 from condense.networks import ConvNet
-from condense.objectives.closed_form import convnet_gradients
+from condense.objectives.closed_form import Product, convnet_gradients
 
 # Real images per piece on a CPU, all classes together. The activations of 40 images of a width-128 ConvNet stay in
 # the last-level cache: measured 1.2x faster than 640 at once, and memory does not grow with the real batch.
@@ -31,9 +31,14 @@ CPU_PIECE = 40
 
 
 class ClassGradients(NamedTuple):
-    """Weight gradients per class: one (C, rows, columns) tensor per weight, in network order."""
+    """Weight gradients per class, of each weight in network order."""
 
-    tensors: tuple[Tensor, ...]
+    kept: tuple[Tensor | Product, ...]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """One (C, rows, columns) for each weight."""
+        return tuple(part.whole() if isinstance(part, Product) else part for part in self.kept)
 
 
 class _ConvolutionGradient(torch.autograd.Function):

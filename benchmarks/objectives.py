@@ -1,0 +1,160 @@
+"""Accuracy against bits for each objective, and many simple images against few detailed ones.
+
+    python -m benchmarks.objectives RESULTS.jsonl --data FOLDER --sets fashion:1 fashion:10 cifar:1 --seeds 0 1 2
+    python -m benchmarks.objectives RESULTS.jsonl --data FOLDER --sets fashion:2 fashion:4 --objectives distribution
+
+A set is a dataset and its images per class; each objective runs with five weights of the bits. All of one set have the
+same number of image updates, start at real images and are judged by one recipe (`dc`, two learners of width 64, as they
+are condensed with; the test split is read once a run); the rate of the images (0.1 for one image per class, 0.05 for more) was not searched. FOLDER holds
+{fashion_mnist,cifar10}_{train,test}.parquet. What is in RESULTS.jsonl is not repeated. Prints each curve, the bits
+saved where one point of accuracy is lost (between the two weights around it, on the line between them), and what a
+number of bits for the whole set buys.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.curve import one_run
+from benchmarks.rows import append, finished
+from condense.allocator import keep_memory
+from condense.config import RunConfig
+from condense.settings import resolve
+
+FILES = {"fashion": "fashion_mnist_train.parquet", "cifar": "cifar10_train.parquet"}
+JUDGED = [
+    "workers=0",
+    "network.width=64",
+    "data.image_size=32",
+    "matching.precision=bfloat16",
+    "matching.real_batch=64",
+    "evaluation.recipe=dc",
+    "evaluation.learners=2",
+    "evaluation.validation_images=500",
+    "evaluation.controls=false",
+]
+# Settings, and five weights: distances of embeddings are about a tenth of those of gradients.
+OBJECTIVES: dict[str, tuple[list[str], list[float]]] = {
+    "gradient": (["images.init=real"], [0, 2, 10, 40, 150]),
+    "gradient, augmented": (["images.init=real", "matching.augment=dsa"], [0, 2, 10, 40, 150]),
+    "gradient, factor 2": (["images.init=tiles", "images.factor=2"], [0, 2, 10, 40, 150]),
+    "distribution": (["objective=distribution", "images.init=real"], [0, 0.1, 0.4, 1.6, 6.4]),
+}
+UPDATES = {1: 150}  # of the images; where there are more of them, MORE_UPDATES
+MORE_UPDATES = 200
+
+
+def settings(dataset: str, ipc: int, objective: str, data: Path) -> list[str]:
+    """Overrides of one run but for its weight and seed."""
+    own, _ = OBJECTIVES[objective]
+    updates = UPDATES.get(ipc, MORE_UPDATES)
+    found = [f"source=parquet:{data / FILES[dataset]}", f"images_per_class={ipc}", *JUDGED, *own]
+    found.append(f"images.learning_rate={0.1 if ipc == 1 else 0.05}")
+    if objective == "distribution":
+        steps = updates
+        found += ["matching.updates=1"]
+    elif ipc == 1:
+        steps = updates // 5  # five updates for each network and real batch
+    else:
+        steps = updates // 25  # five states of each network, trained on real images in between
+        found += ["matching.steps=5", "matching.learner_training=real", "matching.learner_images=256"]
+    return [*found, f"outer_steps={steps}", f"evaluation.every={steps}"]
+
+
+Point = tuple[float, float]  # bits per dim, percent
+
+
+def curve(rows: Sequence[dict[str, Any]]) -> list[tuple[float, list[dict[str, Any]], Point]]:
+    """Of one set and objective: weight, its rows, and the mean of its seeds."""
+    found = []
+    for weight in sorted({row["bits_weight"] for row in rows}):
+        own = [row for row in rows if row["bits_weight"] == weight]
+        point = statistics.mean(row["bits_per_dim"] for row in own), statistics.mean(row["accuracy"] for row in own)
+        found.append((weight, own, point))
+    return found
+
+
+def bits_at(points: Sequence[Point], accuracy: float) -> float | None:
+    """Bits at which the line through the points, from no weight on, falls to an accuracy; None where it never does."""
+    for (bits, above), (fewer, below) in itertools.pairwise(points):
+        if above >= accuracy > below:
+            return bits + (fewer - bits) * (above - accuracy) / (above - below)
+    return None
+
+
+def accuracy_at(points: Sequence[Point], bits: float) -> float | None:
+    """Percent of the line through the points at these bits; None outside of it."""
+    for (more, first), (fewer, second) in itertools.pairwise(points):
+        if more >= bits >= fewer:
+            return second if more == fewer else second + (first - second) * (bits - fewer) / (more - fewer)
+    return None
+
+
+def tables(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown of all that is there."""
+    lines = [
+        "| | ipc | objective | bits_weight | seeds | test % | bits per dim | kilobits of the set | CPU-s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    saved = ["", "| | ipc | objective | bits saved at one point lost |", "|---|---|---|---|"]
+    whole: dict[str, dict[tuple[int, str], list[Point]]] = {}
+    for dataset, ipc, objective in sorted({(row["dataset"], row["ipc"], row["objective"]) for row in rows}):
+        own = [row for row in rows if (row["dataset"], row["ipc"], row["objective"]) == (dataset, ipc, objective)]
+        found = curve(own)
+        for weight, of_seeds, (bits, accuracy) in found:
+            spread = statistics.pstdev(row["accuracy"] for row in of_seeds)
+            kilobits = bits * own[0]["dims"] / 1000
+            seconds = statistics.mean(row["cpu_seconds"] for row in of_seeds)
+            lines.append(
+                f"| {dataset} | {ipc} | {objective} | {weight:g} | {len(of_seeds)} | {accuracy:.1f} ± {spread:.1f} "
+                f"| {bits:.2f} | {kilobits:.0f} | {seconds:.0f} |"
+            )
+        points = [point for _, _, point in found]
+        at = bits_at(points, points[0][1] - 1)
+        share = "never that far" if at is None else f"{1 - at / points[0][0]:.0%}"
+        saved.append(f"| {dataset} | {ipc} | {objective} | {share} |")
+        scaled = [(bits * own[0]["dims"] / 1000, accuracy) for bits, accuracy in points]
+        whole.setdefault(dataset, {})[ipc, objective] = scaled
+    equal = ["", "| | objective | kilobits of the whole set | test % by images per class |", "|---|---|---|---|"]
+    for dataset, curves in whole.items():
+        for objective in sorted({objective for _, objective in curves}):
+            of_ipc = {ipc: points for (ipc, name), points in curves.items() if name == objective}
+            for kilobits in (25, 50, 100, 200, 400):
+                bought = [(ipc, accuracy_at(points, kilobits)) for ipc, points in sorted(of_ipc.items())]
+                cells = [f"{ipc}: {accuracy:.1f}" for ipc, accuracy in bought if accuracy is not None]
+                if len(cells) > 1:
+                    equal.append(f"| {dataset} | {objective} | {kilobits} | {', '.join(cells)} |")
+    return "\n".join([*lines, *saved, *equal])
+
+
+def main() -> None:
+    """Reads the arguments, runs what is missing, prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--sets", nargs="*", default=[], metavar="DATASET:IPC")
+    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=list(OBJECTIVES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = parser.parse_args()
+    keep_memory()
+    for seed, of_set, objective in itertools.product(arguments.seeds, arguments.sets, arguments.objectives):
+        dataset, ipc = of_set.split(":")
+        for weight in OBJECTIVES[objective][1]:
+            key = {"dataset": dataset, "ipc": int(ipc), "objective": objective, "bits_weight": weight, "seed": seed}
+            if any(key.items() <= row.items() for row in finished(arguments.results)):
+                continue
+            print(key, file=sys.stderr, flush=True)
+            own = settings(dataset, int(ipc), objective, arguments.data)
+            row = one_run(resolve(RunConfig, None, [*own, f"bits_weight={weight}", f"seed={seed}"]))
+            append(arguments.results, key | row | {"dims": int(ipc) * 10 * 32 * 32 * (3 if dataset == "cifar" else 1)})
+    print(tables(finished(arguments.results)))
+
+
+if __name__ == "__main__":
+    main()
