@@ -5,10 +5,10 @@
 
 A set is a dataset and its images per class; each objective runs with five weights of the bits. All of one set have the
 same number of image updates, start at real images and are judged by one recipe (`dc`, two learners of width 64, as they
-are condensed with; the test split is read once a run); the rate of the images (0.1 for one image per class, 0.05 for more) was not searched. FOLDER holds
-{fashion_mnist,cifar10}_{train,test}.parquet. What is in RESULTS.jsonl is not repeated. Prints each curve, the bits
-saved where one point of accuracy is lost (between the two weights around it, on the line between them), and what a
-number of bits for the whole set buys.
+are condensed with; the test split is read once a run). The images' rate, 0.1 for one image per class and 0.05 for more,
+was not searched. FOLDER holds {fashion_mnist,cifar10}_{train,test}.parquet. What is in RESULTS.jsonl is not repeated.
+Prints each curve, the bits saved where one point of accuracy is lost (between the two weights around it, on the line
+between them), and what a number of bits for the whole set buys.
 """
 
 from __future__ import annotations
