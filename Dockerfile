@@ -15,9 +15,10 @@ COPY tuning tuning
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM ${BASE_IMAGE}
-# wget asks for health, here and in KubeRay's own probes.
+# wget asks for health, here and in KubeRay's own probes. gcc builds the CPU's convolutions at their first use, for the
+# processor that is there: two to three times as fast as without.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends wget \
+    && apt-get install --yes --no-install-recommends wget gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
 COPY constraints.txt /tmp/build/
 COPY --from=build /requirements.txt /tmp/build/
