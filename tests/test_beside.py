@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from condense.config import RunConfig
 from condense.errors import ConfigError, NonFiniteError
 from condense.evaluation import Evaluator, Normalisation, Recipe
 from condense.networks import NetworkConfig
+from condense.parquet import CondensedDataset
 from condense.settings import resolve
 from condense.surroundings import Progress, Surroundings
 from condense.tracking import RecordingTracker
@@ -30,6 +32,7 @@ from tests.conftest import QUICKSTART
 from tests.conftest import TINY as COMMAND
 from tests.test_condensation import KilledAfter, KilledError, config, run
 from tests.test_evaluation import toy
+from tests.threads import Threads, on_threads
 
 ACCURACY = "validation/accuracy"
 RUN = (
@@ -167,6 +170,32 @@ def test_evaluations_come_in_order_and_one_that_diverges_is_an_error() -> None:
         with pytest.raises(NonFiniteError, match="recipe wild"):
             list(beside.waited(2))
         assert not beside.ended
+
+
+def of_two_workers(workers: Threads, *overrides: str) -> CondensedDataset:
+    around = Surroundings(workers, RecordingTracker(), NoCheckpoints(), lambda at: None, torch.device("cpu"))
+    return condense(config(*RUN, "evaluation.test=false", *overrides), around)
+
+
+def test_all_workers_know_what_the_process_of_the_first_has_found() -> None:
+    first, second = on_threads(2, lambda workers: of_two_workers(workers, "evaluation.beside=true"))
+    shared, _ = on_threads(2, of_two_workers)
+    assert first.provenance["content_digest"] == shared.provenance["content_digest"]
+    assert first.provenance["validation"] == second.provenance["validation"] == shared.provenance["validation"]
+
+
+def test_all_workers_stop_with_an_error_of_the_process_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverged(beside: Beside, left: int = 0) -> Iterator[Any]:
+        raise NonFiniteError("a learner diverged")
+
+    monkeypatch.setattr(Beside, "waited", diverged)
+
+    def stopped(workers: Threads) -> None:
+        with pytest.raises(NonFiniteError, match="a learner diverged"):
+            of_two_workers(workers, "evaluation.beside=true")
+
+    on_threads(2, stopped)
+    assert not multiprocessing.active_children()
 
 
 def command(folder: Path) -> subprocess.Popen[str]:
