@@ -21,9 +21,8 @@ from condense.checkpoints import Checkpoints, LocalCheckpoints, NoCheckpoints
 from condense.collective import Alone
 from condense.condensation import condense
 from condense.config import RunConfig
-from condense.errors import ConfigError, NonFiniteError
-from condense.evaluation import Evaluator, Normalisation, Recipe
-from condense.networks import NetworkConfig
+from condense.errors import CapacityError, ConfigError, NonFiniteError
+from condense.evaluation import Recipe
 from condense.parquet import CondensedDataset
 from condense.settings import resolve
 from condense.surroundings import Progress, Surroundings
@@ -31,7 +30,7 @@ from condense.tracking import RecordingTracker
 from tests.conftest import QUICKSTART
 from tests.conftest import TINY as COMMAND
 from tests.test_condensation import KilledAfter, KilledError, config, run
-from tests.test_evaluation import toy
+from tests.test_evaluation import QUICK, evaluator, toy
 from tests.threads import Threads, on_threads
 
 ACCURACY = "validation/accuracy"
@@ -158,18 +157,29 @@ def test_evaluations_whose_process_is_killed_are_made_in_the_way_and_it_is_said(
 
 
 def test_evaluations_come_in_order_and_one_that_diverges_is_an_error() -> None:
-    network, device = NetworkConfig(name="mlp", width=8, depth=1), torch.device("cpu")
-    wild = Evaluator(
-        Recipe("wild", epochs=20, augmentation="none", learning_rate=1e30), network, 2, Normalisation((0.4,), (0.2,)), 1
-    )
-    beside = Beside(wild, 1, toy(20, 1), device)
-    with closing(beside):
+    wild = evaluator(Recipe("wild", epochs=20, augmentation="none", learning_rate=1e30))
+    with closing(Beside(wild, 1, toy(20, 1), torch.device("cpu"))) as beside:
         for step in (1, 2, 3):
             beside.ask(step, *toy(20, 0))
         assert not list(beside.arrived())
         with pytest.raises(NonFiniteError, match="recipe wild"):
             list(beside.waited(2))
         assert not beside.ended
+
+
+def test_what_the_process_has_no_memory_for_is_evaluated_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(beside: Beside, packed: Any) -> None:
+        raise CapacityError("out of memory in testing learners: of the GPU")
+
+    monkeypatch.setattr(Beside, "_call", refused)
+    quick = evaluator(QUICK)
+    with closing(Beside(quick, 2, toy(200, 1), torch.device("cpu"))) as beside:
+        for step in (1, 2):
+            beside.ask(step, *toy(20, 0))
+        found = dict(beside.waited())
+        assert "of the GPU" in beside.ended
+    here = quick.evaluate(*toy(20, 0), [toy(200, 1)], learners=2, collective=Alone())
+    assert found == {1: here, 2: here}
 
 
 def of_two_workers(workers: Threads, *overrides: str) -> CondensedDataset:
