@@ -55,7 +55,8 @@ def run(
 ) -> None:
     """Condense a dataset: train, evaluate, write the Parquet, register a version in MLflow.
 
-    Interrupted? Run the same command again: it goes on from the last checkpoint.
+    Interrupted? Run the same command again: it goes on from the last checkpoint. Where a core is free,
+    evaluation.beside=true evaluates in a process of its own while training goes on.
     """
     from condense import console
     from condense.config import RunConfig

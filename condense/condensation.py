@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,12 +23,13 @@ from condense.capacity import TESTING, told_what_to_lower
 from condense.checkpoints import Checkpoint
 from condense.collective import build_mesh, check_mesh, class_slice
 from condense.config import RunConfig
-from condense.decoder import check_factor, decode_uint8
+from condense.decoder import check_factor, decode_set
 from condense.engine import Engine, StepResult
 from condense.errors import CheckpointError, FlowError
-from condense.evaluation import Evaluation, Evaluator
+from condense.evaluation import Evaluation
 from condense.flow.bits import Density, measure
 from condense.flow.store import flow_for
+from condense.following import BITS, Following, Snapshot
 from condense.image_state import image_state, restore_images_
 from condense.matching import check_matching
 from condense.networks import build_network
@@ -40,8 +40,7 @@ from condense.soft_labels import check_labels, from_codes, label_bits
 from condense.sources import DataSource, open_source
 from condense.splits import check_class_sizes
 from condense.start import starting_images
-from condense.surroundings import Progress, Surroundings, local_device
-from condense.tracking import image_grid
+from condense.surroundings import Surroundings, local_device
 from condense.yardstick import open_flow
 
 log = logging.getLogger(__name__)
@@ -108,8 +107,11 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
     engine = build_engine(config, len(source.class_names), real, normalisation, penalty, synthetic, mesh)
     evaluator = build_evaluator(config, len(source.class_names), normalisation)
     pace = Pace(config, source, started, mesh.everyone, device)
-    run = _Run(config, around, engine, evaluator, density, real, classes, pace)
-    run.optimise(source)
+    limit = config.evaluation.validation_images
+    validation = load_held_out(source, "validation", classes, mesh, device, limit=limit)
+    with Following(config, around, evaluator, engine.schedule, validation) as following:
+        run = _Run(config, around, engine, following, density, real, classes, pace)
+        run.optimise()
     images = run.whole(engine.synthetic.images_uint8())
     labels, soft = run.whole(engine.synthetic.labels), run.soft_labels()
     found = (
@@ -128,7 +130,7 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
     facts |= found | {
         "outer_steps": engine.schedule.total,
         "ended_by": engine.schedule.why,
-        "validation": run.validation,
+        "validation": following.validation,
         "bits": {
             "per_dim_before": run.real_bits(),
             "per_dim_after": None if bits_per_dim is None else float(bits_per_dim.mean()),
@@ -153,25 +155,22 @@ class _Run:
         config: RunConfig,
         around: Surroundings,
         engine: Engine,
-        evaluator: Evaluator,
+        following: Following,
         density: Density | None,
         real: list[Tensor],
         classes: range,
         pace: Pace,
     ) -> None:
-        self.config, self.around, self.engine, self.evaluator = config, around, engine, evaluator
+        self.config, self.around, self.engine, self.following = config, around, engine, following
         self.density, self.real, self.classes = density, real, classes
         self.mesh, self.first = engine.mesh, around.collective.rank == 0
-        self.validation: dict[str, float] = {}
         self.target = None if config.bits_target is None else WeightSearch(config.bits_target)
         self.attempted = 0  # outer steps of earlier attempts at the target
         self.schedule, self.pace = engine.schedule, pace
 
-    def optimise(self, source: DataSource) -> None:
+    def optimise(self) -> None:
         """All outer steps from the latest checkpoint on, with evaluations and checkpoints between them."""
         config, schedule = self.config, self.schedule
-        limit = config.evaluation.validation_images
-        validation = load_held_out(source, "validation", self.classes, self.mesh, self.around.device, limit=limit)
         beginning = [parameter.detach().clone() for parameter in self.engine.synthetic.parameters]
         step = self._restore()
         while True:
@@ -182,14 +181,16 @@ class _Run:
                     result = self.engine.outer_step(step)
                 step += 1
                 self.pace.set_end_(schedule, step)
-                self._tell("condensing", step, schedule.total, _numbers(result))
+                self.around.tell("condensing", step, schedule.total, _numbers(result))
+                self.following.tell_arrived(step)
                 if self.pace.evaluation_due(schedule, step):
                     with self.pace.of_evaluation():
-                        self._follow(step, result, validation)
+                        self.following.follow(self._snapshot(step, result))
                 keep_every = config.checkpoint_every or max(1, schedule.total // 20)
                 if step % keep_every == 0 or step == schedule.total:
                     self._save(step, result)
             if self._arrived():
+                self.following.finish(step)
                 return
             for parameter, start in zip(self.engine.synthetic.parameters, beginning, strict=True):
                 with torch.no_grad():
@@ -234,7 +235,7 @@ class _Run:
                 sets["jpeg_real"], quality = controls.jpeg_at_bits(
                     random, after, lambda part: self._mean_bits(part) or 0.0
                 )
-        trained_on = self._decoded(images, labels if soft is None else soft)
+        trained_on = decode_set(images, labels if soft is None else soft, config.images.factor)
         evaluation = self._test(*trained_on, test, "set", 0, 1 + len(sets))
         found: dict[str, Any] = {"evaluation": evaluation.description(), "controls": {}}
         for index, (name, part) in enumerate(sets.items()):
@@ -254,26 +255,17 @@ class _Run:
 
     def real_bits(self) -> float | None:
         """Mean bits per dim of some real images of every class; None without a flow."""
-        per_class = max(1, REAL_BITS_IMAGES // self.evaluator.classes)
+        per_class = max(1, REAL_BITS_IMAGES // self.following.evaluator.classes)
         count = min(per_class, *(len(images) for images in self.real))
         return self._mean_bits(controls.random_real(self.real, self.classes, count, seed=self.config.seed))
 
     def _test(self, images: Tensor, labels: Tensor, test: HeldOut, name: str, index: int, total: int) -> Evaluation:
-        self._tell(f"testing {name}", index, total, {})
-        evaluation = self._evaluate(images, labels, test, self.config.evaluation.learners)
-        self._tell(f"tested {name}", index + 1, total, {"accuracy": evaluation.mean})
-        return evaluation
-
-    def _evaluate(
-        self, images: Tensor, labels: Tensor, held_out: Iterable[tuple[Tensor, Tensor]], learners: int
-    ) -> Evaluation:
+        learners, everyone = self.config.evaluation.learners, self.mesh.everyone
+        self.around.tell(f"testing {name}", index, total, {})
         with told_what_to_lower(lambda: TESTING):
-            return self.evaluator.evaluate(images, labels, held_out, learners=learners, collective=self.mesh.everyone)
-
-    def _decoded(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What learners are trained on: the whole set's canvases (N, ...) decoded, with their labels, hard or soft."""
-        factor = self.config.images.factor
-        return decode_uint8(images, factor), labels.repeat_interleave(factor**2, 0)
+            evaluation = self.following.evaluator.evaluate(images, labels, test, learners=learners, collective=everyone)
+        self.around.tell(f"tested {name}", index + 1, total, {"accuracy": evaluation.mean})
+        return evaluation
 
     def _mean_bits(self, part: Tensor) -> float | None:
         """Mean bits per dim over all slices of slice images (C, n, channels, H, W); None without a flow."""
@@ -285,37 +277,24 @@ class _Run:
         total, count = self.mesh.everyone.sum_(sums).tolist()
         return float(total / count)
 
-    def _follow(self, done: int, result: StepResult, validation: tuple[Tensor, Tensor]) -> None:
-        """Validation accuracy, bits and pictures at one step."""
-        images = self.whole(self.engine.synthetic.images_uint8())
-        soft = self.soft_labels()
+    def _snapshot(self, done: int, result: StepResult) -> Snapshot:
+        """The set after `done` outer steps, and what is recorded of it."""
+        images, soft = self.whole(self.engine.synthetic.images_uint8()), self.soft_labels()
         labels = self.whole(self.engine.synthetic.labels) if soft is None else soft
-        learners = self.config.evaluation.validation_learners
-        evaluation = self._evaluate(*self._decoded(images, labels), [validation], learners)
+        values = _numbers(result)
         bits = self._mean_bits(self.engine.synthetic.images_uint8())
-        self.validation = {"accuracy_mean": evaluation.mean, "accuracy_std": evaluation.std}
-        self.schedule.follow_(done, evaluation.mean, bits)
-        if not self.first:
-            return
-        values = _numbers(result) | {"validation/accuracy": evaluation.mean}
         if bits is not None:
-            values["bits_per_dim"] = bits
+            values[BITS] = bits
         values |= {f"seconds/{part}": spent for part, spent in self.engine.stopwatch.seconds.items()}
         if self.target is not None:
             values["bits_weight"] = self.engine.bits_weight
-        self.around.tracker.metrics(values, self.attempted + done)
-        grid = image_grid(images.cpu(), images_per_class=self.config.images_per_class)
-        self.around.tracker.images("synthetic", grid, self.attempted + done)
-        self._tell("condensing", done, self.schedule.total, values)
-
-    def _tell(self, stage: str, done: int, total: int, values: dict[str, float]) -> None:
-        if self.first:
-            self.around.progress(Progress(stage, done, total, values))
+        return Snapshot(self.attempted + done, done, images, labels, values)
 
     def _save(self, done: int, result: StepResult) -> None:
         gathered, scalars = image_state(self.engine, self.mesh.over_slices)
         identity = self.config.identity()
-        scalars |= {f"validation.{name}": value for name, value in self.validation.items()}
+        waiting, found = self.following.state()
+        gathered, scalars = gathered | waiting, scalars | found
         scalars |= self.schedule.scalars() | self.pace.scalars()
         scalars |= {} if self.target is None else self.target.scalars()
         at = self.attempted + done
@@ -333,16 +312,12 @@ class _Run:
                 "a changed config starts a new run: set storage to another folder",
             )
         restore_images_(self.engine, checkpoint, slice(self.classes.start, self.classes.stop))
-        self.validation = {
-            name.removeprefix("validation."): value
-            for name, value in checkpoint.scalars.items()
-            if name.startswith("validation.")
-        }
         self.schedule.restore_(checkpoint.scalars)
         self.pace.restore_(checkpoint.scalars)
         if self.target is not None:
             self.target.restore(checkpoint.scalars)
             self.attempted = len(self.target.tried) * self.config.outer_steps
+        self.following.restore_(checkpoint)
         log.info("resuming at outer step %d", checkpoint.step)
         return checkpoint.step - self.attempted
 

@@ -97,6 +97,16 @@ class RunConfig(Settings):
             raise ValueError("bits_target finds the weight of the bits: leave bits_weight at 0")
         if self.bits_target is not None and (self.time_budget_s is not None or self.evaluation.patience):
             raise ValueError("bits_target compares whole runs of outer_steps: no time_budget_s, no evaluation.patience")
+        if self.evaluation.beside and self.evaluation.patience:
+            raise ValueError(
+                "evaluation.patience ends a run by each accuracy at its step, evaluation.beside tells them later:"
+                " leave one of them out"
+            )
+        if self.evaluation.beside and self.time_budget_s is not None:
+            raise ValueError(
+                "time_budget_s (--budget) counts the time that evaluations keep training waiting, evaluation.beside"
+                " does not let it wait: leave one of them out"
+            )
         return self
 
     def identity(self) -> str:
@@ -104,6 +114,7 @@ class RunConfig(Settings):
         values = {key: value for key, value in self.as_dict().items() if key not in PLACES}
         values["flow"] = values.pop("flow_digest") or self.flow
         values["images"]["init"] = values["images"].pop("init_digest") or self.images.init
+        del values["evaluation"]["beside"]  # says where, not what
         return settings.digest(values)[:16]
 
     def as_dict(self) -> dict[str, Any]:

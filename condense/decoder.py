@@ -46,6 +46,12 @@ def decode_uint8(images: Tensor, factor: int) -> Tensor:
     return images if factor == 1 else to_uint8(decode(to_float(images), factor))
 
 
+def decode_set(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """What learners are trained on: `decode_uint8` of canvases, and their labels (N,) or (N, classes), which a canvas's
+    images share."""
+    return decode_uint8(images, factor), labels.repeat_interleave(factor**2, 0)
+
+
 def tile(images: Tensor, factor: int) -> Tensor:
     """The canvases (N, C, H, W) whose squares are images (N * factor^2, C, H, W) scaled down by averaging."""
     if factor == 1:

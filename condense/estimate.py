@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from condense.beside import THREADS
 from condense.calibration import MIB, Costs, calibrate
 from condense.collective import mesh_shape, most_workers
 from condense.condensation import REAL_BITS_IMAGES, open_checked
@@ -128,10 +129,17 @@ def predicted(
     sets = 0 if not at.test else 1 + ((3 if measured else 2) if at.controls else 0)
     epochs = RECIPES[at.recipe].epochs
 
-    def learners(count: int, tested: int) -> float:
-        one = costs.learner + costs.epoch * epochs + costs.tested * tested
-        return slower * math.ceil(count / shared) * one
+    def one(tested: int) -> float:
+        return costs.learner + costs.epoch * epochs + costs.tested * tested
 
+    def learners(count: int, tested: int) -> float:
+        return slower * math.ceil(count / shared) * one(tested)
+
+    steps_s = attempts * config.outer_steps * outer_step * slower * part
+    following = followed * learners(at.validation_learners, validation_images)
+    if at.beside:  # by one process, while the steps go on: the run waits for the last, or for what is left then
+        each = _slower(costs, THREADS) * at.validation_learners * one(validation_images)
+        following = max(each, followed * each - steps_s)
     whole = classes * config.images_per_class
     own = math.ceil(whole / slices)
     counted = min(REAL_BITS_IMAGES // slices, whole * 100) + whole + own * (followed + attempts)
@@ -141,10 +149,8 @@ def predicted(
         "starting": costs.imports + costs.opening + (RAY_START_S + costs.imports + costs.opening if workers else 0),
         "reading": costs.reading * (sum(source.class_counts) + validation_images + test_images) / slices
         + costs.building,
-        "outer steps": attempts * config.outer_steps * outer_step * slower * part,
-        "evaluations": followed * learners(at.validation_learners, validation_images)
-        + sets * learners(at.learners, test_images)
-        + slower * costs.bits * counted,
+        "outer steps": steps_s,
+        "evaluations": following + sets * learners(at.learners, test_images) + slower * costs.bits * counted,
         "ending": (RAY_END_S if workers else 0) + (TRACKED_S if config.tracking_uri != "none" else 0),
     }
     if config.time_budget_s is not None:

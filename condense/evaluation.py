@@ -59,6 +59,9 @@ class EvaluationConfig(Settings):
     validation_images: int = Field(2000, ge=1)  # a fixed part of the validation split is enough to follow a run
     every: int = Field(0, ge=0)  # outer steps between evaluations; 0 is five times in a run, with patience twenty
     patience: int = Field(0, ge=0)  # evaluations in a row without progress that end a run early; 0 never does
+    # During the run in a process beside training, which goes on meanwhile: the same accuracies, told a little later. It
+    # wants a core of its own. Excludes patience and time_budget_s, which decide by an accuracy and by what it took.
+    beside: bool = False
     flip: bool = True  # whether `dsa` may mirror images; not for digits and letters
     controls: bool = True  # random, k-means and JPEG real images at the end
     test: bool = True  # whether the test split is read at the end; not by what is still to be chosen from

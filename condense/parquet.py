@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from condense.decoder import decode_uint8
+from condense.decoder import decode_set
 from condense.errors import DatasetError, NonFiniteError, SourceError
 from condense.files import write_whole
 from condense.images import Frame, decode, encode_png, framed_shape, stack
@@ -63,7 +63,7 @@ class CondensedDataset:
         """
         factor = int(self.provenance.get("decoder", {}).get("factor", 1))
         labels = self.labels if self.soft_labels is None else self.soft_labels
-        return decode_uint8(self.images, factor), labels.repeat_interleave(factor**2, 0)
+        return decode_set(self.images, labels, factor)
 
 
 def content_digest(

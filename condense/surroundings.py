@@ -33,6 +33,11 @@ class Surroundings:
     progress: Callable[[Progress], None]
     device: torch.device
 
+    def tell(self, stage: str, done: int, total: int, values: dict[str, float]) -> None:
+        """Progress, of the first worker alone."""
+        if self.collective.rank == 0:
+            self.progress(Progress(stage, done, total, values))
+
 
 def local_device(gpus: float | None = None) -> torch.device:
     """This machine's GPU if it has one, else its CPU.

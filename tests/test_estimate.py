@@ -79,6 +79,21 @@ def test_a_step_takes_as_long_as_the_replicas_of_one_worker_but_for_the_bits() -
     assert step(2, 3) == (3 * 3 + 2) / 2
 
 
+def test_evaluations_beside_training_take_what_the_steps_do_not_hide() -> None:
+    source, _ = open_checked(config())
+
+    def seconds(outer_step: float, *overrides: str) -> float:
+        known = {"classes": 10, "outer_step": outer_step, "outer_step_other": outer_step, "once": 0.0, "bits": 0.0}
+        costs = Costs(**{field.name: 1 for field in fields(Costs)} | known)
+        of = config("evaluation.every=2", "evaluation.test=false", *overrides)  # three evaluations in six steps
+        return predicted(of, source, True, costs, 0, 1).seconds["evaluations"]
+
+    each = seconds(1.0) / 3
+    assert seconds(0.0, "evaluation.beside=true") == 3 * each
+    assert seconds(each / 6, "evaluation.beside=true") == pytest.approx(2 * each)
+    assert seconds(each, "evaluation.beside=true") == each
+
+
 def test_checkpoints_and_memory_are_those_of_the_run(tmp_path: Path) -> None:
     of, kept = config(), Kept()
     found = estimate(of)

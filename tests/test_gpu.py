@@ -1,12 +1,14 @@
 """What a GPU must not change: image gradients, a trained learner, an outer step. Run by `make gpu-check`."""
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 import torch
 from torch import Tensor
 
 from benchmarks.engine import engine
+from condense.beside import Beside
 from condense.collective import Alone
 from condense.evaluation import Evaluator, Normalisation, Recipe
 from condense.networks import NetworkConfig, build_network, initialise_
@@ -70,3 +72,19 @@ def test_evaluation_learners_train_on_the_gpu() -> None:
     )
     images, labels = images.cuda(), labels.cuda()
     assert evaluator.evaluate(images, labels, [(images, labels)], learners=3, collective=Alone()).mean > 90
+
+
+def test_a_process_beside_training_finds_on_the_gpu_what_this_one_does() -> None:
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.arange(40, device="cuda") % 2
+    noise = torch.randint(100, (40, *SHAPE), generator=draws).cuda()
+    images = (noise + 100 * labels[:, None, None, None]).to(torch.uint8)
+    evaluator = Evaluator(
+        Recipe("quick", epochs=20, augmentation="none"), SMALL, 2, Normalisation((0.5,) * 3, (0.25,) * 3), seed=1
+    )
+    here = evaluator.evaluate(images, labels, [(images, labels)], learners=3, collective=Alone())
+    with closing(Beside(evaluator, 3, (images, labels), images.device)) as beside:
+        beside.ask(1, images, labels)
+        ((_, found),) = beside.waited()
+        assert not beside.ended
+    assert found.accuracies == pytest.approx(here.accuracies, abs=2.5)  # one image of the forty

@@ -17,6 +17,7 @@ from cluster.run import Finished, TrialOf, run
 from condense.config import RunConfig
 from condense.errors import CondenseError
 from condense.files import write_whole
+from condense.following import ACCURACY, BITS, STEP
 from condense.settings import validate
 from condense.sources import open_source
 from condense.surroundings import Progress
@@ -58,9 +59,10 @@ class CondenseTrial:
         def progress(at: Progress) -> None:
             nonlocal last
             last = time.time()
-            if "validation/accuracy" in at.values:
-                bits = count * math.prod(source.shape) * at.values["bits_per_dim"]
-                report(at.done, Point(at.values["validation/accuracy"], max(FEWEST_BITS, bits)))
+            if ACCURACY in at.values:
+                bits = count * math.prod(source.shape) * at.values[BITS]
+                step = int(at.values.get(STEP, at.done))  # found beside training, it is of an earlier one
+                report(step, Point(at.values[ACCURACY], max(FEWEST_BITS, bits)))
 
         result: dict[str, Any] = {}
 

@@ -82,10 +82,17 @@ def train(of: RunConfig, progress=ignore) -> CondensedDataset:  # type: ignore[n
     return train_on_ray(of, 10, NullTracker(), progress)
 
 
-def test_one_worker_makes_the_same_bytes_as_this_process(in_process: CondensedDataset, tmp_path: Path) -> None:
-    made = train(config(tmp_path, "workers=1"))
+def test_one_worker_that_is_evaluated_beside_training_makes_the_same_bytes_as_this_process(
+    in_process: CondensedDataset, tmp_path: Path
+) -> None:
+    told: list[Progress] = []
+    made = train(config(tmp_path, "workers=1", "evaluation.beside=true"), told.append)
+    followed = [(at.stage, at.values["validation/step"]) for at in told if "validation/accuracy" in at.values]
+    assert followed == [("condensing", 6)]
     assert made.provenance["content_digest"] == in_process.provenance["content_digest"]
     assert made.provenance["evaluation"]["accuracies"] == in_process.provenance["evaluation"]["accuracies"]
+    assert made.provenance["validation"] == in_process.provenance["validation"]
+    assert not [pid for pid in descendants() if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
 def test_two_workers_make_the_same_images_within_two_levels_and_survive_a_kill(

@@ -1,0 +1,99 @@
+"""What evaluations beside training save: the quickstart evaluated in its way and beside it, 5 and 20 times in a run.
+
+    python -m benchmarks.beside --out benchmarks/results/beside.jsonl   # two idle cores, one thread each; five minutes
+    python -m benchmarks.beside --tiny                                  # does it work?
+    python -m benchmarks.beside --read benchmarks/results/beside.jsonl  # the table of rows taken before
+
+One line a run: seconds of the optimisation (from the end of the first outer step to the last accuracy), of the whole
+run without the test split, and the accuracies, which have to be the same both ways; then the medians and their ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.rows import finished, tell
+from condense.allocator import keep_memory
+from condense.checkpoints import NoCheckpoints
+from condense.collective import Alone
+from condense.condensation import condense
+from condense.config import RunConfig
+from condense.settings import resolve
+from condense.surroundings import Progress, Surroundings
+from condense.tracking import RecordingTracker
+
+ROOT = Path(__file__).parents[1]
+STEPS, COUNTS = 60, (5, 20)
+TINY = ("outer_steps=20", "bits_weight=0", "data.image_size=16", "network.width=8", "matching.real_batch=8")
+
+
+def measure(count: int, beside: bool, settings: tuple[str, ...]) -> dict[str, Any]:
+    """One run with so many evaluations."""
+    marks: list[float] = []
+
+    def progress(at: Progress) -> None:
+        if at.stage.startswith("condensing"):
+            marks.append(time.perf_counter())
+
+    common = ("workers=0", "evaluation.test=false", f"outer_steps={STEPS}", *settings)
+    config = resolve(RunConfig, ROOT / "examples" / "quickstart.yaml", common)
+    own = (f"evaluation.every={config.outer_steps // count}", f"evaluation.beside={str(beside).lower()}")
+    config = resolve(RunConfig, ROOT / "examples" / "quickstart.yaml", (*common, *own))
+    tracker = RecordingTracker()
+    made = condense(config, Surroundings(Alone(), tracker, NoCheckpoints(), progress, torch.device("cpu")))
+    return {
+        "evaluations": count,
+        "beside": beside,
+        "optimisation_s": round(marks[-1] - marks[0], 2),
+        "steps_s": round(sum(made.provenance["seconds_by_part"].values()), 2),
+        "run_s": round(made.provenance["seconds"], 2),
+        "accuracies": [accuracy for _, accuracy in tracker.rows["validation/accuracy"]],
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The medians and what they say."""
+    print("| evaluations | in the way, s | beside, s | ratio | whole run: ratio | same accuracies |")
+    print("|---|---|---|---|---|---|")
+    for count in sorted({row["evaluations"] for row in rows}):
+        ways = [[row for row in rows if (row["evaluations"], row["beside"]) == (count, way)] for way in (False, True)]
+        took, whole = (
+            [statistics.median(row[key] for row in way) for way in ways] for key in ("optimisation_s", "run_s")
+        )
+        same = len({tuple(row["accuracies"]) for way in ways for row in way}) == 1
+        numbers = (f"{took[0]:.1f}", f"{took[1]:.1f}", f"{took[1] / took[0]:.2f}", f"{whole[1] / whole[0]:.2f}")
+        print(f"| {count} | {' | '.join(numbers)} | {'yes' if same else 'no'} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--read", type=Path)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    arguments = parser.parse_args()
+    if arguments.read:
+        show(finished(arguments.read))
+        return
+    torch.set_num_threads(1)
+    keep_memory()
+    settings = (*(TINY if arguments.tiny else ()), *arguments.set)
+    measure(1, False, (*settings, "outer_steps=2"))  # a process's first run also warms up
+    rows = []
+    for _ in range(1 if arguments.tiny else arguments.repeats):
+        for count in COUNTS:
+            for beside in (False, True):  # in turn, so that a busy minute strikes both
+                rows.append(measure(count, beside, settings))
+                tell(arguments.out, rows[-1])
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()
