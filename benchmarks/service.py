@@ -6,9 +6,10 @@
     python -m benchmarks.service --read benchmarks/results/service.jsonl  # the table of rows taken before
 
 One line a way: seconds until the first outer step is done (processes, imports, data), seconds and CPU-seconds of the
-workers from there to the last one, and those that its parts took; then the medians against the in-process loop
-(overhead) and against one worker (efficiency = one worker / 2 / two workers; in CPU-seconds, which a busy machine does
-not change but which leave out waiting, one worker / both workers). Every worker has one thread.
+workers from there to the last one, those of everything else on the machine meanwhile (Ray's other processes, and what
+disturbs the measurement), and seconds of its parts; then the medians against the in-process loop (overhead) and against
+one worker (efficiency = one worker / 2 / two workers; in CPU-seconds, which a busy machine does not change but which
+leave out waiting, one worker / both workers). Every worker has one thread.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ CHEAP = ("evaluation.learners=1", "evaluation.validation_images=10")
 
 def measure(workers: int, settings: tuple[str, ...]) -> dict[str, Any]:
     """Seconds to the end of the first outer step, from there to the end of the last, and by part of all steps."""
-    marks: dict[int, tuple[float, float]] = {}
+    marks: dict[int, tuple[float, float, float]] = {}
 
     def progress(at: Progress) -> None:
         if at.stage == "condensing" and at.done not in marks:
-            marks[at.done] = time.perf_counter(), cpu_seconds(workers)
+            marks[at.done] = time.perf_counter(), cpu_seconds(workers), busy_seconds()
 
     with tempfile.TemporaryDirectory() as folder:
         overrides = (*COMMON, *CHEAP, *settings, f"workers={workers}", f"storage={folder}", "tracking_uri=none")
@@ -63,14 +64,16 @@ def measure(workers: int, settings: tuple[str, ...]) -> dict[str, Any]:
             made = condense_here(config, NullTracker(), progress)
         else:
             made = train(config, 10, NullTracker(), progress)
-    (first, first_cpu), (last, last_cpu) = marks[min(marks)], marks[config.outer_steps]
+    first, last = marks[min(marks)], marks[config.outer_steps]
+    loop_s, loop_cpu_s, busy_s = (round(end - start, 2) for start, end in zip(first, last, strict=True))
     parts = {name: round(seconds, 2) for name, seconds in made.provenance["seconds_by_part"].items()}
     return {
         "workers": workers,
         "steps": config.outer_steps - min(marks),
-        "start_s": round(first - started, 2),
-        "loop_s": round(last - first, 2),
-        "loop_cpu_s": round(last_cpu - first_cpu, 2),
+        "start_s": round(first[0] - started, 2),
+        "loop_s": loop_s,
+        "loop_cpu_s": loop_cpu_s,
+        "beside_cpu_s": round(busy_s - loop_cpu_s, 2),
         "parts": parts,
     }
 
@@ -88,6 +91,12 @@ def cpu_seconds(workers: int) -> float:
     computing = [pid for pid in tree if stats[pid][0].startswith("ray::RayTrain")] if workers else tree[:1]
     ticks = sum(int(stats[pid][1][11]) + int(stats[pid][1][12]) for pid in computing)  # user and system
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def busy_seconds() -> float:
+    """CPU-seconds so far of everything on this machine."""
+    user, nice, system, _, _, interrupts, *_ = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    return sum(map(int, (user, nice, system, interrupts))) / os.sysconf("SC_CLK_TCK")
 
 
 def show(rows: list[dict[str, Any]]) -> None:
