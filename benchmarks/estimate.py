@@ -59,9 +59,11 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "CIFAR-10, ipc 1, 4 steps": (
-        "cifar10.yaml",
+        "fashion-mnist.yaml",
         (
             "source=parquet:{data}/cifar10_train.parquet",
+            "images.init=real",
+            "matching.updates=1",
             *FEW,
             "images_per_class=1",
             "outer_steps=4",
