@@ -3,12 +3,12 @@
     python -m benchmarks.objectives RESULTS.jsonl --data FOLDER --sets fashion:1 fashion:10 cifar:1 --seeds 0 1 2
     python -m benchmarks.objectives RESULTS.jsonl --data FOLDER --sets fashion:2 fashion:4 --objectives distribution
 
-A set is a dataset and its images per class; each objective runs with five weights of the bits. All of one set have the
-same number of image updates, start at real images and are judged by one recipe (`dc`, two learners of width 64, as they
-are condensed with; the test split is read once a run). The images' rate, 0.1 for one image per class and 0.05 for more,
-was not searched. FOLDER holds {fashion_mnist,cifar10}_{train,test}.parquet. What is in RESULTS.jsonl is not repeated.
-Prints each curve, the bits saved where one point of accuracy is lost (between the two weights around it, on the line
-between them), and what a number of bits for the whole set buys.
+A set is a dataset and its images per class; each objective runs with several weights of the bits. All of one set have
+the same number of image updates, start at real images and are judged by one recipe (`dc`, two learners of width 64, as
+they are condensed with; the test split is read once a run). The images' rate, 0.1 for one image per class and 0.05 for
+more, was not searched. FOLDER holds {fashion_mnist,cifar10}_{train,test}.parquet. What is in RESULTS.jsonl is not
+repeated. Prints each curve, the bits saved where one point of accuracy is lost (between the two weights around it, on
+the line between them), and what a number of bits for the whole set buys.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ JUDGED = [
     "evaluation.validation_images=500",
     "evaluation.controls=false",
 ]
-# Settings, and five weights: distances of embeddings are about a tenth of those of gradients.
+# Settings, and weights: distances of embeddings are about a tenth of those of gradients.
 OBJECTIVES: dict[str, tuple[list[str], list[float]]] = {
     "gradient": (["images.init=real"], [0, 2, 10, 40, 150]),
     "gradient, augmented": (["images.init=real", "matching.augment=dsa"], [0, 2, 10, 40, 150]),
     "gradient, factor 2": (["images.init=tiles", "images.factor=2"], [0, 2, 10, 40, 150]),
-    "distribution": (["objective=distribution", "images.init=real"], [0, 0.1, 0.4, 1.6, 6.4]),
+    "distribution": (["objective=distribution", "images.init=real"], [0, 0.1, 0.4, 1.6, 6.4, 25.6, 102.4]),
 }
 UPDATES = {1: 150}  # of the images; where there are more of them, MORE_UPDATES
 MORE_UPDATES = 200
