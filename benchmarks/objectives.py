@@ -125,7 +125,7 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
     for dataset, curves in whole.items():
         for objective in sorted({objective for _, objective in curves}):
             of_ipc = {ipc: points for (ipc, name), points in curves.items() if name == objective}
-            for kilobits in (25, 50, 100, 200, 400):
+            for kilobits in (25, 50, 65, 110, 235, 400):
                 bought = [(ipc, accuracy_at(points, kilobits)) for ipc, points in sorted(of_ipc.items())]
                 cells = [f"{ipc}: {accuracy:.1f}" for ipc, accuracy in bought if accuracy is not None]
                 if len(cells) > 1:
