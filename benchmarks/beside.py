@@ -10,7 +10,6 @@ run without the test split, and the accuracies, which have to be the same both w
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.rows import finished, tell
+from benchmarks.rows import finished, repeated, tell
 from condense.allocator import keep_memory
 from condense.checkpoints import NoCheckpoints
 from condense.collective import Alone
@@ -72,13 +71,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--read", type=Path)
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
-    arguments = parser.parse_args()
+    arguments = repeated(__doc__ or "")
     if arguments.read:
         show(finished(arguments.read))
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -24,3 +25,18 @@ def tell(results: Path | None, row: dict[str, Any]) -> None:
     print(json.dumps(row), flush=True)
     if results:
         append(results, row)
+
+
+def repeated(about: str) -> argparse.Namespace:
+    """The command line of a benchmark that measures several ways in turn, a number of times.
+
+    Args:
+        about: its module's docstring, whose first line `--help` shows.
+    """
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--read", type=Path)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    return parser.parse_args()

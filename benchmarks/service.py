@@ -14,7 +14,6 @@ leave out waiting, one worker / both workers). Every worker has one thread.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import statistics
@@ -25,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.rows import finished, tell
+from benchmarks.rows import finished, repeated, tell
 from cluster.trainer import train
 from condense.config import RunConfig
 from condense.local import condense_here
@@ -114,13 +113,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--read", type=Path)
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
-    arguments = parser.parse_args()
+    arguments = repeated(__doc__ or "")
     if arguments.read:
         show(finished(arguments.read))
         return
