@@ -60,7 +60,7 @@ class _Convolution(torch.autograd.Function):
         gradients = outputs[0]
         to_images, to_weights, to_bias = ctx.needs_input_grad
         return (
-            convolution(gradients, _turned(weights)) if to_images else None,
+            convolution(gradients, kernels.turned(weights)) if to_images else None,
             weight_gradients(images, gradients, len(weights)).to(weights.dtype) if to_weights else None,
             gradients.sum((0, 2, 3)) if to_bias else None,
         )
@@ -77,15 +77,10 @@ class _WeightGradients(torch.autograd.Function):
         images, gradients = ctx.saved_tensors
         to_images, to_gradients, _ = ctx.needs_input_grad
         return (
-            convolution(gradients, _turned(outputs[0])) if to_images else None,
+            convolution(gradients, kernels.turned(outputs[0])) if to_images else None,
             convolution(images, outputs[0]) if to_gradients else None,
             None,
         )
-
-
-def _turned(weights: Tensor) -> Tensor:
-    """(G, O, I, 3, 3) to (G, I, O, 3, 3) of the convolution that takes gradients back to the images."""
-    return weights.transpose(1, 2).flip(3, 4)
 
 
 class _NormReluPool(torch.autograd.Function):

@@ -116,6 +116,11 @@ def convolution(images: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
     return found
 
 
+def turned(weights: Tensor) -> Tensor:
+    """(G, O, I, 3, 3) to (G, I, O, 3, 3), of the convolution that takes gradients back to the images."""
+    return weights.transpose(1, 2).flip(3, 4)
+
+
 def weight_gradients(images: Tensor, gradients: Tensor, groups: int) -> Tensor:
     """Float32 gradients (G, O, I, 3, 3) at the weights of `convolution`, given those at its result (G * n, O, H, W)."""
     count, inputs, height, width = images.shape
@@ -131,7 +136,7 @@ def weight_gradients(images: Tensor, gradients: Tensor, groups: int) -> Tensor:
         return found
 
     if groups == 1:
-        found = torch.stack(_on_threads(some, count, images[0].numel())).sum(0)
+        found = _sum(_on_threads(some, count, images[0].numel()))
     else:
         shares = _on_threads(
             lambda part: some(slice(part.start * each, part.stop * each)), groups, each * images[0].numel()
@@ -184,7 +189,7 @@ def norm_relu_pool_gradient(
         _call("backward", activation[part], *kept, *sizes, to_activation[part], *to_norm)
         return to_norm
 
-    to_gamma, to_beta = _sums(_on_threads(some, count, activation[0].numel()))
+    to_gamma, to_beta = map(_sum, zip(*_on_threads(some, count, activation[0].numel()), strict=True))
     return to_activation, to_gamma, to_beta
 
 
@@ -265,7 +270,8 @@ def first_block_gradient(
         _call("thin_backward", images[part], *kept, *sizes, *found)
         return found
 
-    to_weight, to_gamma, to_beta = _sums(_on_threads(some, count, len(weight) * height * width))
+    shares = _on_threads(some, count, len(weight) * height * width)
+    to_weight, to_gamma, to_beta = map(_sum, zip(*shares, strict=True))
     return to_weight.permute(3, 2, 0, 1), to_gamma, to_beta
 
 
@@ -295,9 +301,9 @@ def _on_threads(some: Callable[[slice], T], count: int, each: int) -> list[T]:
     return [some(slices[0])] if parts == 1 else list(_pool().map(some, slices))
 
 
-def _sums(shares: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-    """Of each of the tensors, over the shares."""
-    return [torch.stack(of_all).sum(0) for of_all in zip(*shares, strict=True)]
+def _sum(shares: Sequence[Tensor]) -> Tensor:
+    """Of one share itself: on one thread nothing is copied."""
+    return functools.reduce(torch.add, shares)
 
 
 def _call(name: str, activation: Tensor, *arguments: Tensor | int | ctypes.c_float) -> None:

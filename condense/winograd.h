@@ -76,40 +76,23 @@ static void NAME(pixels_of)(const PIXEL *images, grid g, int64_t channels, int64
         }
 }
 
-/* A tile's inputs at all places, for the channels from c on */
-static inline void NAME(inputs_of)(const PIXEL *const *from, int64_t c, vector *whole) {
-    vector d[PLACES], half[PLACES];
-    for (int i = 0; i < PLACES; i++) d[i] = NAME(load)(from[i] + c);
-    for (int x = 0; x < SIDE; x++) of_inputs(d + x, SIDE, half + x, SIDE);
-    for (int y = 0; y < SIDE; y++) of_inputs(half + y * SIDE, 1, whole + y * SIDE, 1);
-}
-
-/* (tiles, channels) at each place, depth along the rows */
-static void NAME(inputs_in_rows)(const PIXEL *images, grid g, int64_t channels, int64_t first, int64_t tiles,
-                                 UNIT *out) {
+/* (tiles, channels) at each place, depth along the rows or down the columns */
+static void NAME(inputs_of)(const PIXEL *images, grid g, int64_t channels, int64_t first, int64_t tiles, int columns,
+                            UNIT *out) {
+    int64_t between = columns ? apart(DEPTH(tiles), channels) : apart(tiles, DEPTH(channels));
     for (int64_t t = 0; t < tiles; t++) {
         const PIXEL *from[PLACES];
         NAME(pixels_of)(images, g, channels, first + t, SIDE, 1, from);
         for (int64_t c = 0; c < channels; c += LANES) {
-            vector whole[PLACES];
-            NAME(inputs_of)(from, c, whole);
+            vector d[PLACES], half[PLACES], whole[PLACES];
+            for (int i = 0; i < PLACES; i++) d[i] = NAME(load)(from[i] + c);
+            for (int x = 0; x < SIDE; x++) of_inputs(d + x, SIDE, half + x, SIDE);
+            for (int y = 0; y < SIDE; y++) of_inputs(half + y * SIDE, 1, whole + y * SIDE, 1);
             for (int i = 0; i < PLACES; i++)
-                NAME(put_row)(out + i * apart(tiles, DEPTH(channels)) + t * DEPTH(channels), c, whole[i]);
-        }
-    }
-}
-
-/* (tiles, channels) at each place, depth down the columns */
-static void NAME(inputs_in_columns)(const PIXEL *images, grid g, int64_t channels, int64_t first, int64_t tiles,
-                                    UNIT *out) {
-    for (int64_t t = 0; t < tiles; t++) {
-        const PIXEL *from[PLACES];
-        NAME(pixels_of)(images, g, channels, first + t, SIDE, 1, from);
-        for (int64_t c = 0; c < channels; c += LANES) {
-            vector whole[PLACES];
-            NAME(inputs_of)(from, c, whole);
-            for (int i = 0; i < PLACES; i++)
-                NAME(put_column)(out + i * apart(DEPTH(tiles), channels), t, channels, c, whole[i]);
+                if (columns)
+                    NAME(put_column)(out + i * between, t, channels, c, whole[i]);
+                else
+                    NAME(put_row)(out + i * between + t * DEPTH(channels), c, whole[i]);
         }
     }
 }
@@ -202,7 +185,7 @@ int NAME(convolution)(const PIXEL *images, const float *weights, const float *bi
         int64_t all = (stop - image) * g.down * g.across;
         for (int64_t first = 0; first < all; first += TILES) {
             int64_t tiles = all - first < TILES ? all - first : TILES;
-            NAME(inputs_in_rows)(own, g, inputs, first, tiles, transformed);
+            NAME(inputs_of)(own, g, inputs, first, tiles, 0, transformed);
             for (int place = 0; place < PLACES; place++)
                 NAME(product)(tiles, outputs, depth, transformed + place * apart(tiles, depth), depth, 1,
                               scratch + place * apart(depth, outputs), products + place * apart(tiles, outputs), 0);
@@ -226,7 +209,7 @@ int NAME(weight_gradient)(const PIXEL *images, const PIXEL *gradients, int64_t g
         const PIXEL *above = gradients + group * each * height * width * outputs;
         for (int64_t first = 0; first < all; first += TILES) {
             int64_t tiles = all - first < TILES ? all - first : TILES, depth = DEPTH(tiles);
-            NAME(inputs_in_columns)(own, g, inputs, first, tiles, left);
+            NAME(inputs_of)(own, g, inputs, first, tiles, 1, left);
             NAME(gradients_of)(above, g, outputs, first, tiles, right);
             for (int place = 0; place < PLACES; place++)
                 NAME(product)(inputs, outputs, depth, left + place * apart(depth, inputs), 1, inputs,

@@ -1,8 +1,8 @@
 """Weight gradients of a ConvNet on real images on a CPU, without a graph: the layers' own formulas in turn.
 
 What a real batch costs is nearly all of a matching step. Against automatic differentiation of the same network this
-keeps activations channels last, runs norm, ReLU and pool in one pass (kernels.py), takes a class's images in pieces
-that stay in the cache, and forms each weight gradient from one class's images alone.
+keeps activations channels last, runs norm, ReLU and pool in one pass (kernels.py), takes a class's images in pieces, so
+that memory does not grow with them, and forms each weight gradient from one class's images alone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from condense import kernels
 from condense.networks import ConvNet
+
+PIECE = 64  # images of one class at a time: at width 128 and 32x32 the largest activation is 32 MiB
 
 
 class Product(NamedTuple):
@@ -35,9 +37,6 @@ class Product(NamedTuple):
 def smaller_as_product(images: int, rows: int, columns: int) -> bool:
     """Whether so many images' factors are less than half of a gradient (rows, columns)."""
     return 2 * images * (rows + columns) < rows * columns
-
-
-PIECE = 64  # images of one class at a time: at width 128 and 32x32 the largest activation is 8 MB
 
 
 @torch.no_grad()
@@ -104,8 +103,7 @@ def _gradients(
         if kernels.convolves(inputs, weights[level]):
             found.append(kernels.weight_gradients(inputs, to_activation, 1)[0])
             if level > 0:
-                turned = weights[level].transpose(0, 1).flip(2, 3)
-                gradient = kernels.convolution(to_activation, turned[None], None)
+                gradient = kernels.convolution(to_activation, kernels.turned(weights[level][None]), None)
             continue
         wanted = [level > 0, True, False]
         gradient, to_weight, _ = torch.ops.aten.convolution_backward(
