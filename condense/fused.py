@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condense import kernels
+from condense import kernels, winograd
 
 
 def convolution(images: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
-    """3x3 convolution, padded by one: images (G * n, I, H, W), where `kernels.convolves`, weights (G, O, I, 3, 3)."""
+    """3x3 convolution, padded by one: images (G * n, I, H, W), where `winograd.convolves`, weights (G, O, I, 3, 3)."""
     found: Tensor = _Convolution.apply(images.contiguous(memory_format=torch.channels_last), weights, bias)
     return found
 
@@ -52,7 +52,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(images, weights)
-        return kernels.convolution(images, weights, bias)
+        return winograd.convolution(images, weights, bias)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -60,7 +60,7 @@ class _Convolution(torch.autograd.Function):
         gradients = outputs[0]
         to_images, to_weights, to_bias = ctx.needs_input_grad
         return (
-            convolution(gradients, kernels.turned(weights)) if to_images else None,
+            convolution(gradients, winograd.turned(weights)) if to_images else None,
             weight_gradients(images, gradients, len(weights)).to(weights.dtype) if to_weights else None,
             gradients.sum((0, 2, 3)) if to_bias else None,
         )
@@ -70,14 +70,14 @@ class _WeightGradients(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, gradients: Tensor, groups: int) -> Tensor:
         ctx.save_for_backward(images, gradients)
-        return kernels.weight_gradients(images, gradients, groups)
+        return winograd.weight_gradients(images, gradients, groups)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         images, gradients = ctx.saved_tensors
         to_images, to_gradients, _ = ctx.needs_input_grad
         return (
-            convolution(gradients, kernels.turned(outputs[0])) if to_images else None,
+            convolution(gradients, winograd.turned(outputs[0])) if to_images else None,
             convolution(images, outputs[0]) if to_gradients else None,
             None,
         )

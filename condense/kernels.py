@@ -1,5 +1,5 @@
-"""A ConvNet's block on a CPU: instance norm, ReLU and average pool in one pass, and the whole first block (kernels.c);
-3x3 convolutions with a quarter of the products (winograd.c). Built on first use.
+"""A ConvNet's block on a CPU: instance norm, ReLU and average pool in one pass, and the whole first block (kernels.c).
+Built on first use, with what winograd.py calls.
 
 Built with the machine's own C compiler for the machine's own processor, into the user's cache folder; where there is
 no compiler, `available` is False and callers take PyTorch's operations, which give the same within rounding.
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "winograd.c", "winograd.h")]
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 MOST_CHANNELS = 1024  # as in kernels.c: sums of one image's channels stand on the stack
-CHANNELS_AT_ONCE = 16  # of a convolution, in and out: multiples of this
 FEW_CHANNELS = 2  # of images, up to which `first_block` is faster than PyTorch's convolution and `norm_relu_pool`
 WORTH_A_THREAD = 1 << 17  # numbers of an activation; below, starting a thread costs more than it saves
 WITH_SCRATCH = ("convolution", "weight_gradient", "thin_forward", "thin_backward")  # may find no memory
@@ -42,7 +41,7 @@ _SUFFIX = {torch.float32: "float", torch.bfloat16: "bfloat"}
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
+def built() -> ctypes.CDLL | None:
     """The built kernels, or None without a compiler that builds them."""
     compiler = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
     if compiler is None or platform.system() != "Linux":
@@ -53,17 +52,17 @@ def _library() -> ctypes.CDLL | None:
     sources = b"".join(source.read_bytes() for source in SOURCES)
     identity = hashlib.sha256(sources + " ".join((*FLAGS, compiler, flags)).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "condense"
-    built = folder / f"kernels-{identity}.so"
+    path = folder / f"kernels-{identity}.so"
     try:
-        if not built.exists():
+        if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as beside:
                 fresh = Path(beside) / "kernels.so"
                 compiled = [str(source) for source in SOURCES if source.suffix == ".c"]
                 command = [compiler, *FLAGS, "-o", str(fresh), *compiled, "-lm"]
                 subprocess.run(command, check=True, capture_output=True, timeout=300)  # noqa: S603
-                fresh.replace(built)
-        return ctypes.CDLL(str(built))
+                fresh.replace(path)
+        return ctypes.CDLL(str(path))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         log.info("without its own kernels, PyTorch's are used: %s", error)
         return None
@@ -72,77 +71,7 @@ def _library() -> ctypes.CDLL | None:
 def available(images: Tensor, precision: torch.dtype, channels: int) -> bool:
     """Whether the kernels take activations of `precision` and so many channels where the images are."""
     fits = images.device.type == "cpu" and precision in _SUFFIX and channels <= MOST_CHANNELS
-    return fits and _library() is not None
-
-
-def convolves(images: Tensor, weight: Tensor) -> bool:
-    """Whether `convolution` takes these images (N, I, H, W) and weights (..., O, I, k, k)."""
-    outputs, inputs, *size = weight.shape[-4:]
-    fits = size == [3, 3] and inputs % CHANNELS_AT_ONCE == 0 == outputs % CHANNELS_AT_ONCE
-    if not fits or images.dtype != weight.dtype or not available(images, images.dtype, max(inputs, outputs)):
-        return False
-    return images.dtype == torch.float32 or _multiplies_bfloat16()
-
-
-@functools.cache
-def _multiplies_bfloat16() -> bool:
-    library = _library()
-    return library is not None and bool(library.multiplies_bfloat16())
-
-
-def convolution(images: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
-    """3x3 convolution, padded by one, with weights of its own for each group of images.
-
-    In bfloat16 it is off by 1 %: what is summed is rounded, not only what is summed over.
-
-    Args:
-        images: (G * n, I, H, W) float32 or bfloat16, where `convolves`.
-        weights: (G, O, I, 3, 3). bias: (O,), the same for all groups.
-
-    Returns:
-        (G * n, O, H, W) of the images' type, channels last.
-    """
-    count, inputs, height, width = images.shape
-    groups, outputs = weights.shape[:2]
-    found = torch.empty((count, outputs, height, width), dtype=images.dtype, memory_format=torch.channels_last)
-    shift = torch.zeros(outputs) if bias is None else bias.float().contiguous()
-    images, by_tap, each = _last(images), _by_tap(weights), count // groups
-
-    def some(part: slice) -> None:
-        sizes = part.start, part.stop, each, height, width, inputs, outputs
-        _call("convolution", images, by_tap, shift, *sizes, found)
-
-    _on_threads(some, count, found.numel() // count)
-    return found
-
-
-def turned(weights: Tensor) -> Tensor:
-    """(G, O, I, 3, 3) to (G, I, O, 3, 3), of the convolution that takes gradients back to the images."""
-    return weights.transpose(1, 2).flip(3, 4)
-
-
-def weight_gradients(images: Tensor, gradients: Tensor, groups: int) -> Tensor:
-    """Float32 gradients (G, O, I, 3, 3) at the weights of `convolution`, given those at its result (G * n, O, H, W)."""
-    count, inputs, height, width = images.shape
-    outputs = gradients.shape[1]
-    images, gradients, each = _last(images), _last(gradients), count // groups
-
-    def some(part: slice) -> Tensor:
-        """Of these images alone: of one group, or of whole groups."""
-        own = max(1, (part.stop - part.start) // each)
-        found = torch.empty((own, 3, 3, inputs, outputs))
-        sizes = own, (part.stop - part.start) // own, height, width, inputs, outputs
-        _call("weight_gradient", images[part], gradients[part], *sizes, found)
-        return found
-
-    if groups == 1:
-        found = _sum(_on_threads(some, count, images[0].numel()))
-    else:
-        shares = _on_threads(
-            lambda part: some(slice(part.start * each, part.stop * each)), groups, each * images[0].numel()
-        )
-        found = torch.cat(shares)
-    return found.permute(0, 4, 3, 1, 2)
+    return fits and built() is not None
 
 
 def norm_relu_pool(activation: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -167,9 +96,9 @@ def norm_relu_pool(activation: Tensor, gamma: Tensor, beta: Tensor, eps: float) 
     def some(part: slice) -> None:
         sizes = part.stop - part.start, height, width, channels
         found = pooled[part], mean[part], rstd[part]
-        _call("forward", activation[part], gamma, beta, ctypes.c_float(eps), *sizes, *found)
+        call("forward", activation[part], gamma, beta, ctypes.c_float(eps), *sizes, *found)
 
-    _on_threads(some, count, activation[0].numel())
+    on_threads(some, count, activation[0].numel())
     return pooled, mean, rstd
 
 
@@ -186,10 +115,10 @@ def norm_relu_pool_gradient(
         to_norm = torch.zeros_like(gamma), torch.zeros_like(beta)
         sizes = part.stop - part.start, height, width, channels
         kept = gradient[part], gamma, beta, mean[part], rstd[part]
-        _call("backward", activation[part], *kept, *sizes, to_activation[part], *to_norm)
+        call("backward", activation[part], *kept, *sizes, to_activation[part], *to_norm)
         return to_norm
 
-    to_gamma, to_beta = map(_sum, zip(*_on_threads(some, count, activation[0].numel()), strict=True))
+    to_gamma, to_beta = map(sum_of, zip(*on_threads(some, count, activation[0].numel()), strict=True))
     return to_activation, to_gamma, to_beta
 
 
@@ -206,9 +135,9 @@ def norm_relu_pool_twice(
     def some(part: slice) -> None:
         sizes = part.stop - part.start, height, width, channels
         kept = gradient[part], v[part], gamma, beta, mean[part], rstd[part]
-        _call("twice", activation[part], *kept, *sizes, *(whole[part] for whole in found))
+        call("twice", activation[part], *kept, *sizes, *(whole[part] for whole in found))
 
-    _on_threads(some, count, activation[0].numel())
+    on_threads(some, count, activation[0].numel())
     return found
 
 
@@ -233,14 +162,14 @@ def first_block(
         (count, outputs, height // 2, width // 2), dtype=images.dtype, memory_format=torch.channels_last
     )
     mean, rstd = torch.empty((2, count, outputs)).unbind()
-    images, by_tap = _last(images), _by_tap(weight)
+    images, by_tap = channels_last(images), weights_by_tap(weight)
 
     def some(part: slice) -> None:
         sizes = part.stop - part.start, height, width, inputs, outputs
         found = pooled[part], mean[part], rstd[part]
-        _call("thin_forward", images[part], by_tap, bias, gamma, beta, ctypes.c_float(eps), *sizes, *found)
+        call("thin_forward", images[part], by_tap, bias, gamma, beta, ctypes.c_float(eps), *sizes, *found)
 
-    _on_threads(some, count, outputs * height * width)
+    on_threads(some, count, outputs * height * width)
     return pooled, mean, rstd
 
 
@@ -260,27 +189,27 @@ def first_block_gradient(
     """
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     count, inputs, height, width = images.shape
-    images, by_tap = _last(images), _by_tap(weight)
+    images, by_tap = channels_last(images), weights_by_tap(weight)
     bias, gamma, beta = bias.float(), gamma.float(), beta.float()
 
     def some(part: slice) -> tuple[Tensor, ...]:
         found = torch.zeros_like(by_tap), torch.zeros_like(gamma), torch.zeros_like(beta)
         sizes = part.stop - part.start, height, width, inputs, len(weight)
         kept = gradient[part], by_tap, bias, gamma, beta, mean[part], rstd[part]
-        _call("thin_backward", images[part], *kept, *sizes, *found)
+        call("thin_backward", images[part], *kept, *sizes, *found)
         return found
 
-    shares = _on_threads(some, count, len(weight) * height * width)
-    to_weight, to_gamma, to_beta = map(_sum, zip(*shares, strict=True))
+    shares = on_threads(some, count, len(weight) * height * width)
+    to_weight, to_gamma, to_beta = map(sum_of, zip(*shares, strict=True))
     return to_weight.permute(3, 2, 0, 1), to_gamma, to_beta
 
 
-def _by_tap(weight: Tensor) -> Tensor:
+def weights_by_tap(weight: Tensor) -> Tensor:
     """(..., O, I, 3, 3) to (..., 3, 3, I, O) float32, contiguous."""
     return weight.movedim((-2, -1, -3, -4), (-4, -3, -2, -1)).float().contiguous()
 
 
-def _last(images: Tensor) -> Tensor:
+def channels_last(images: Tensor) -> Tensor:
     """(N, I, H, W) as contiguous (N, H, W, I)."""
     return images.permute(0, 2, 3, 1).contiguous()
 
@@ -290,7 +219,7 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="kernels")
 
 
-def _on_threads(some: Callable[[slice], T], count: int, each: int) -> list[T]:
+def on_threads(some: Callable[[slice], T], count: int, each: int) -> list[T]:
     """What `some` returns of parts of `count` images, or groups of them, on as many threads as PyTorch has.
 
     each: numbers in one of them; a few are not worth a second thread.
@@ -301,13 +230,18 @@ def _on_threads(some: Callable[[slice], T], count: int, each: int) -> list[T]:
     return [some(slices[0])] if parts == 1 else list(_pool().map(some, slices))
 
 
-def _sum(shares: Sequence[Tensor]) -> Tensor:
+def sum_of(shares: Sequence[Tensor]) -> Tensor:
     """Of one share itself: on one thread nothing is copied."""
     return functools.reduce(torch.add, shares)
 
 
-def _call(name: str, activation: Tensor, *arguments: Tensor | int | ctypes.c_float) -> None:
-    library = _library()
+def call(name: str, activation: Tensor, *arguments: Tensor | int | ctypes.c_float) -> None:
+    """The kernel of that name for activations of this type.
+
+    Raises:
+        CapacityError: it found no memory for its scratch.
+    """
+    library = built()
     assert library is not None
     passed = [
         ctypes.c_void_p(value.data_ptr())

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import skip_init
 
-from condense import fused, kernels
+from condense import fused, kernels, winograd
 from condense.errors import ConfigError
 from condense.settings import Settings
 
@@ -57,7 +57,7 @@ class Convolution(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, inputs, H, W) to (N, outputs, H, W)."""
-        if kernels.convolves(input, self.weight):
+        if winograd.convolves(input, self.weight):
             return fused.convolution(input, self.weight[None], self.bias)
         return super().forward(input)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from condense import fused, kernels
+from condense import fused, kernels, winograd
 from condense.networks import ConvNet, NetworkConfig, build_network, initialise_
 from condense.objectives.closed_form import Product, convnet_gradients, smaller_as_product
 from condense.objectives.gradient import ClassGradients, class_gradients, real_gradients
@@ -166,7 +166,7 @@ def test_convolutions_and_what_matching_takes_of_them_equal_pytorchs_in_float64(
     images = drawn(groups * each, inputs, height, width)
     weights, bias = drawn(groups, outputs, inputs, 3, 3, seed=1), drawn(outputs, seed=2)
     above, v = drawn(groups * each, outputs, height, width, seed=3), drawn(*weights.shape, seed=4)
-    assert kernels.convolves(images, weights)
+    assert winograd.convolves(images, weights)
 
     def exactly(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return torch.cat([F.conv2d(part, own, b, padding=1) for part, own in zip(x.split(each), w, strict=True)])
@@ -187,12 +187,12 @@ def test_convolutions_and_what_matching_takes_of_them_equal_pytorchs_in_float64(
 def test_convolutions_in_bfloat16_are_within_2_percent_of_float32() -> None:
     images, weights, above = drawn(4, 32, 7, 9), 0.1 * drawn(2, 48, 32, 3, 3, seed=1), drawn(4, 48, 7, 9, seed=2)
     images, weights, above = (whole.bfloat16() for whole in (images, weights, above))
-    if not kernels.convolves(images, weights):
+    if not winograd.convolves(images, weights):
         pytest.skip("the processor does not multiply bfloat16")
-    found = kernels.convolution(images, weights, None), kernels.weight_gradients(images, above, 2)
+    found = winograd.convolution(images, weights, None), winograd.weight_gradients(images, above, 2)
     wanted = (
-        kernels.convolution(images.float(), weights.float(), None),
-        kernels.weight_gradients(images.float(), above.float(), 2),
+        winograd.convolution(images.float(), weights.float(), None),
+        winograd.weight_gradients(images.float(), above.float(), 2),
     )
     for a, b in zip(found, wanted, strict=True):
         assert (a.float() - b).norm() < 0.02 * b.norm()
@@ -213,9 +213,9 @@ def test_gradients_that_the_kernels_do_not_have_are_refused() -> None:
 @pytest.fixture
 def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("PATH", "")
-    kernels._library.cache_clear()
+    kernels.built.cache_clear()
     yield
-    kernels._library.cache_clear()
+    kernels.built.cache_clear()
 
 
 @pytest.mark.usefixtures("_no_compiler")

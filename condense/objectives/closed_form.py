@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from condense import kernels
+from condense import kernels, winograd
 from condense.networks import ConvNet
 
 PIECE = 64  # images of one class at a time: at width 128 and 32x32 the largest activation is 32 MiB
@@ -84,8 +84,8 @@ def _gradients(
     if compiled:
         hidden, *statistics = kernels.first_block(images, weights[0], bias, *norms[0])
     for (conv, _), weight, norm in list(zip(network.blocks, weights, norms, strict=True))[compiled:]:
-        if kernels.convolves(hidden, weight):
-            activation = kernels.convolution(hidden, weight[None], conv.bias)
+        if winograd.convolves(hidden, weight):
+            activation = winograd.convolution(hidden, weight[None], conv.bias)
         else:
             activation = F.conv2d(hidden, weight, conv.bias, padding=1).contiguous(memory_format=torch.channels_last)
         pooled, mean, rstd = kernels.norm_relu_pool(activation, *norm)
@@ -100,10 +100,10 @@ def _gradients(
         inputs, activation, mean, rstd = kept[level - compiled]
         gamma, beta, _ = norms[level]
         to_activation, _, _ = kernels.norm_relu_pool_gradient(activation, gradient, gamma, beta, mean, rstd)
-        if kernels.convolves(inputs, weights[level]):
-            found.append(kernels.weight_gradients(inputs, to_activation, 1)[0])
+        if winograd.convolves(inputs, weights[level]):
+            found.append(winograd.weight_gradients(inputs, to_activation, 1)[0])
             if level > 0:
-                gradient = kernels.convolution(to_activation, kernels.turned(weights[level][None]), None)
+                gradient = winograd.convolution(to_activation, winograd.turned(weights[level][None]), None)
             continue
         wanted = [level > 0, True, False]
         gradient, to_weight, _ = torch.ops.aten.convolution_backward(

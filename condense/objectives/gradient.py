@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.grad import conv2d_weight
 
-from condense import fused, kernels
+from condense import fused, kernels, winograd
 from condense.errors import ConfigError
 from condense.networks import ConvNet
 from condense.objectives.closed_form import Product, convnet_gradients
@@ -123,7 +123,7 @@ def class_gradients(network: nn.Module, images: Tensor, classes: Tensor, *, crea
         if not create_graph:
             inputs = inputs.detach()
         if isinstance(layer, nn.Conv2d):
-            if kernels.convolves(inputs, layer.weight):
+            if winograd.convolves(inputs, layer.weight):
                 weight = fused.weight_gradients(inputs, gradient, count)
             else:
                 weight = _ConvolutionGradient.apply(inputs, gradient, count, layer.kernel_size, layer.padding)
