@@ -48,7 +48,7 @@ def test_the_same_seed_gives_the_same_accuracies_whatever_else_is_trained(
 
 
 def test_stacked_learners_equal_the_same_learners_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_library", lambda: None)  # as on a GPU, where learners are stacked
+    monkeypatch.setattr(kernels, "built", lambda: None)  # as on a GPU, where learners are stacked
     images, labels = toy(30, 0)
     made = evaluator(QUICK)
     together = made._trained(images, labels, range(3), None).parameters
