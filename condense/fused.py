@@ -1,4 +1,4 @@
-"""A ConvNet's blocks on a CPU, compiled (kernels.py), for automatic differentiation.
+"""A ConvNet's blocks on a CPU, compiled, for automatic differentiation.
 
 They equal PyTorch's layers within rounding. `convolution` and `weight_gradients` are each other's derivatives, any
 number of times; `norm_relu_pool` can be differentiated twice, as matching does; `first_block` once, where learners are
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condense import kernels, winograd
+from condense import convolutions, kernels, thin
 
 
 def convolution(images: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
-    """3x3 convolution, padded by one: images (G * n, I, H, W), where `winograd.convolves`, weights (G, O, I, 3, 3)."""
+    """3x3, padded by one, of images (G * n, I, H, W) with weights (G, O, I, 3, 3), where `convolutions.convolves`."""
     found: Tensor = _Convolution.apply(images.contiguous(memory_format=torch.channels_last), weights, bias)
     return found
 
@@ -52,7 +52,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(images, weights)
-        return winograd.convolution(images, weights, bias)
+        return convolutions.convolution(images, weights, bias)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -60,7 +60,7 @@ class _Convolution(torch.autograd.Function):
         gradients = outputs[0]
         to_images, to_weights, to_bias = ctx.needs_input_grad
         return (
-            convolution(gradients, winograd.turned(weights)) if to_images else None,
+            convolution(gradients, convolutions.turned(weights)) if to_images else None,
             weight_gradients(images, gradients, len(weights)).to(weights.dtype) if to_weights else None,
             gradients.sum((0, 2, 3)) if to_bias else None,
         )
@@ -70,14 +70,14 @@ class _WeightGradients(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, gradients: Tensor, groups: int) -> Tensor:
         ctx.save_for_backward(images, gradients)
-        return winograd.weight_gradients(images, gradients, groups)
+        return convolutions.weight_gradients(images, gradients, groups)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         images, gradients = ctx.saved_tensors
         to_images, to_gradients, _ = ctx.needs_input_grad
         return (
-            convolution(gradients, winograd.turned(outputs[0])) if to_images else None,
+            convolution(gradients, convolutions.turned(outputs[0])) if to_images else None,
             convolution(images, outputs[0]) if to_gradients else None,
             None,
         )
@@ -121,7 +121,7 @@ class _FirstBlock(torch.autograd.Function):
     def forward(
         ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, eps: float
     ) -> Tensor:
-        pooled, mean, rstd = kernels.first_block(images, weight, bias, gamma, beta, eps)
+        pooled, mean, rstd = thin.first_block(images, weight, bias, gamma, beta, eps)
         ctx.save_for_backward(images, weight, bias, gamma, beta, mean, rstd)
         return pooled
 
@@ -129,5 +129,5 @@ class _FirstBlock(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *outputs: Tensor) -> tuple[None, Tensor, Tensor, Tensor, Tensor, None]:
         images, weight, bias, *rest = ctx.saved_tensors
-        to_weight, to_gamma, to_beta = kernels.first_block_gradient(images, outputs[0], weight, bias, *rest)
+        to_weight, to_gamma, to_beta = thin.first_block_gradient(images, outputs[0], weight, bias, *rest)
         return None, to_weight, torch.zeros_like(bias), to_gamma, to_beta, None

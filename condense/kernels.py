@@ -1,5 +1,5 @@
-"""A ConvNet's block on a CPU: instance norm, ReLU and average pool in one pass, and the whole first block (kernels.c).
-Built on first use, with what winograd.py calls.
+"""Instance norm, ReLU and average pool of a ConvNet on a CPU in one pass (kernels.c). Built on first use, with what
+thin.py and winograd.py call.
 
 Built with the machine's own C compiler for the machine's own processor, into the user's cache folder; where there is
 no compiler, `available` is False and callers take PyTorch's operations, which give the same within rounding.
@@ -31,12 +31,13 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "winograd.c", "winograd.h")]
+SOURCES = [
+    Path(__file__).with_name(name) for name in ("activations.h", "kernels.c", "thin.c", "winograd.c", "winograd.h")
+]
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 MOST_CHANNELS = 1024  # as in kernels.c: sums of one image's channels stand on the stack
-FEW_CHANNELS = 2  # of images, up to which `first_block` is faster than PyTorch's convolution and `norm_relu_pool`
 WORTH_A_THREAD = 1 << 17  # numbers of an activation; below, starting a thread costs more than it saves
-WITH_SCRATCH = ("convolution", "weight_gradient", "thin_forward", "thin_backward")  # may find no memory
+WITHOUT_SCRATCH = ("forward", "backward", "twice")  # the others may find no memory
 _SUFFIX = {torch.float32: "float", torch.bfloat16: "bfloat"}
 
 
@@ -125,7 +126,7 @@ def norm_relu_pool_gradient(
 def norm_relu_pool_twice(
     activation: Tensor, gradient: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients at `gradient` and at z of sum(v * to_z), to_z as of `norm_relu_pool_gradient`; float32."""
+    """Gradients at `gradient` and at z of sum(v * to_z), to_z as of `norm_relu_pool_gradient`."""
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     v = v.contiguous(memory_format=torch.channels_last)
     gamma, beta = gamma.float(), beta.float()
@@ -139,69 +140,6 @@ def norm_relu_pool_twice(
 
     on_threads(some, count, activation[0].numel())
     return found
-
-
-def first_block(
-    images: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`norm_relu_pool` of a 3x3 convolution, padded by one, of images with few channels.
-
-    A library's convolution is made for many channels: at one channel the weight gradient alone was 40 % of a step.
-
-    Args:
-        images: (N, I, H, W), channels last, float32 or bfloat16.
-        weight: (O, I, 3, 3). bias, gamma, beta: (O,).
-
-    Returns:
-        As `norm_relu_pool`.
-    """
-    count, inputs, height, width = images.shape
-    outputs = len(weight)
-    bias, gamma, beta = bias.float(), gamma.float(), beta.float()
-    pooled = torch.empty(
-        (count, outputs, height // 2, width // 2), dtype=images.dtype, memory_format=torch.channels_last
-    )
-    mean, rstd = torch.empty((2, count, outputs)).unbind()
-    images, by_tap = channels_last(images), weights_by_tap(weight)
-
-    def some(part: slice) -> None:
-        sizes = part.stop - part.start, height, width, inputs, outputs
-        found = pooled[part], mean[part], rstd[part]
-        call("thin_forward", images[part], by_tap, bias, gamma, beta, ctypes.c_float(eps), *sizes, *found)
-
-    on_threads(some, count, outputs * height * width)
-    return pooled, mean, rstd
-
-
-def first_block_gradient(
-    images: Tensor,
-    gradient: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients at weight, gamma and beta of `first_block`, float32, given that at its result; no graph.
-
-    That at the bias is zero, since the norm takes the mean away.
-    """
-    gradient = gradient.contiguous(memory_format=torch.channels_last)
-    count, inputs, height, width = images.shape
-    images, by_tap = channels_last(images), weights_by_tap(weight)
-    bias, gamma, beta = bias.float(), gamma.float(), beta.float()
-
-    def some(part: slice) -> tuple[Tensor, ...]:
-        found = torch.zeros_like(by_tap), torch.zeros_like(gamma), torch.zeros_like(beta)
-        sizes = part.stop - part.start, height, width, inputs, len(weight)
-        kept = gradient[part], by_tap, bias, gamma, beta, mean[part], rstd[part]
-        call("thin_backward", images[part], *kept, *sizes, *found)
-        return found
-
-    shares = on_threads(some, count, len(weight) * height * width)
-    to_weight, to_gamma, to_beta = map(sum_of, zip(*shares, strict=True))
-    return to_weight.permute(3, 2, 0, 1), to_gamma, to_beta
 
 
 def weights_by_tap(weight: Tensor) -> Tensor:
@@ -252,6 +190,6 @@ def call(name: str, activation: Tensor, *arguments: Tensor | int | ctypes.c_floa
         for value in (activation, *arguments)
     ]
     function = getattr(library, f"{name}_{_SUFFIX[activation.dtype]}")
-    function.restype = ctypes.c_int if name in WITH_SCRATCH else None
+    function.restype = None if name in WITHOUT_SCRATCH else ctypes.c_int
     if function(*passed) == 0:
         raise CapacityError("no memory for one image's activations", "lower network.width")

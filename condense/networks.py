@@ -6,10 +6,11 @@ on which other classes share the batch.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 import torch
 from pydantic import Field
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import skip_init
 
-from condense import fused, kernels, winograd
+from condense import convolutions, fused, kernels, thin
 from condense.errors import ConfigError
 from condense.settings import Settings
+
+Given = TypeVar("Given", bound=nn.Module | Tensor)
 
 
 class NetworkConfig(Settings):
@@ -50,14 +53,14 @@ class Learner(nn.Module):
 
 
 class Convolution(nn.Conv2d):
-    """3x3, padded by one; on a CPU compiled, where its channels are many."""
+    """3x3, padded by one; on a CPU compiled, where `convolutions.convolves`."""
 
     def __init__(self, inputs: int, outputs: int, *, device: torch.device | None = None) -> None:
         super().__init__(inputs, outputs, 3, padding=1, device=device)
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, inputs, H, W) to (N, outputs, H, W)."""
-        if winograd.convolves(input, self.weight):
+        if convolutions.convolves(input, self.weight):
             return fused.convolution(input, self.weight[None], self.bias)
         return super().forward(input)
 
@@ -97,7 +100,7 @@ class ConvNet(Learner):
     def once(self, images: Tensor) -> Tensor:
         """On a CPU the first block of grey images is one compiled call."""
         (convolution, norm), *deeper = self.blocks
-        if images.shape[1] > kernels.FEW_CHANNELS or not self._compiled(images):
+        if images.shape[1] > thin.IN_ONE_CALL or not self._compiled(images):
             return self.forward(images)
         weight, bias = convolution.weight, cast(Tensor, convolution.bias)
         pooled = fused.first_block(images, weight, bias, norm.weight, norm.bias, norm.eps)
@@ -142,6 +145,13 @@ NETWORKS: dict[str, Callable[..., Learner]] = {"convnet": ConvNet, "mlp": MLP}
 def build_network(config: NetworkConfig, shape: tuple[int, int, int], classes: int) -> Learner:
     """An uninitialised network for images of `shape` (C, H, W); `initialise_` draws its parameters."""
     return NETWORKS[config.name](shape, classes, width=config.width, depth=config.depth)
+
+
+def in_precision(given: Given, precision: torch.dtype) -> Given:
+    """A network or images as they are, or for bfloat16 a copy in it; differentiable in the images."""
+    if precision != torch.bfloat16:
+        return given
+    return cast(Given, (given if isinstance(given, Tensor) else copy.deepcopy(given)).to(precision))
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """3x3 convolutions on a CPU with a quarter of the products, and their weight gradients: winograd.c.
 
-kernels.py builds it, fused.py differentiates it. For where PyTorch's are used instead, ask `convolves`.
+kernels.py builds it, convolutions.py says where it is used.
 """
 
 from __future__ import annotations
@@ -10,18 +10,15 @@ import functools
 import torch
 from torch import Tensor
 
-from condense.kernels import available, built, call, channels_last, on_threads, sum_of, weights_by_tap
+from condense.kernels import built, call, channels_last, on_threads, sum_of, weights_by_tap
 
 CHANNELS_AT_ONCE = 16  # of a convolution, in and out: multiples of this
 
 
-def convolves(images: Tensor, weight: Tensor) -> bool:
-    """Whether `convolution` takes these images (N, I, H, W) and weights (..., O, I, k, k)."""
-    outputs, inputs, *size = weight.shape[-4:]
-    fits = size == [3, 3] and inputs % CHANNELS_AT_ONCE == 0 == outputs % CHANNELS_AT_ONCE
-    if not fits or images.dtype != weight.dtype or not available(images, images.dtype, max(inputs, outputs)):
-        return False
-    return images.dtype == torch.float32 or _multiplies_bfloat16()
+def convolves(precision: torch.dtype, inputs: int, outputs: int) -> bool:
+    """Whether `convolution` has so many channels of activations of `precision`, where `kernels.available`."""
+    fits = inputs % CHANNELS_AT_ONCE == 0 == outputs % CHANNELS_AT_ONCE
+    return fits and (precision == torch.float32 or _multiplies_bfloat16())
 
 
 @functools.cache
@@ -54,11 +51,6 @@ def convolution(images: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
 
     on_threads(some, count, found.numel() // count)
     return found
-
-
-def turned(weights: Tensor) -> Tensor:
-    """(G, O, I, 3, 3) to (G, I, O, 3, 3), of the convolution that takes gradients back to the images."""
-    return weights.transpose(1, 2).flip(3, 4)
 
 
 def weight_gradients(images: Tensor, gradients: Tensor, groups: int) -> Tensor:

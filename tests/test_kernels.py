@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from condense import fused, kernels, winograd
+from condense import convolutions, fused, kernels, thin
 from condense.networks import ConvNet, NetworkConfig, build_network, initialise_
 from condense.objectives.closed_form import Product, convnet_gradients, smaller_as_product
 from condense.objectives.gradient import ClassGradients, class_gradients, real_gradients
@@ -69,9 +69,9 @@ def test_the_first_block_and_its_weight_gradient_equal_pytorchs_layers(
     gradient = drawn(*expected.shape, seed=3)
     wanted = torch.autograd.grad(expected, (weight, gamma, beta), gradient)
     gamma, beta = gamma.detach(), beta.detach()
-    pooled, mean, rstd = kernels.first_block(images, weight.detach(), bias, gamma, beta, EPS)
+    pooled, mean, rstd = thin.first_block(images, weight.detach(), bias, gamma, beta, EPS)
     torch.testing.assert_close(pooled, expected.detach(), rtol=1e-3, atol=1e-4)
-    found = kernels.first_block_gradient(images, gradient, weight.detach(), bias, gamma, beta, mean, rstd)
+    found = thin.first_block_gradient(images, gradient, weight.detach(), bias, gamma, beta, mean, rstd)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
@@ -81,7 +81,7 @@ def test_the_first_block_in_bfloat16_rounds_its_activations_and_sums_in_float32(
     gamma, beta = drawn(6, seed=1), drawn(6, seed=2)
     activation = F.conv2d(images.float(), weight, bias, padding=1).bfloat16()
     expected, _, _ = kernels.norm_relu_pool(activation.contiguous(memory_format=torch.channels_last), gamma, beta, EPS)
-    pooled, _, _ = kernels.first_block(images, weight, bias, gamma, beta, EPS)
+    pooled, _, _ = thin.first_block(images, weight, bias, gamma, beta, EPS)
     torch.testing.assert_close(pooled, expected, rtol=1e-2, atol=1e-2)
 
 
@@ -152,12 +152,13 @@ def test_gradients_of_the_blocks_gradients_equal_automatic_differentiation_in_fl
         torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4)
 
 
-CONVOLUTIONS = [(1, 3, 7, 7, 16, 80), (3, 2, 5, 9, 32, 16), (2, 5, 4, 4, 48, 64), (2, 1, 2, 3, 16, 16)]
+MANY = [(1, 3, 7, 7, 16, 80), (3, 2, 5, 9, 32, 16), (2, 5, 4, 4, 48, 64), (2, 1, 2, 3, 16, 16)]
+FEW = [(1, 3, 7, 7, 1, 80), (3, 2, 5, 9, 3, 12), (2, 5, 4, 4, 64, 2), (2, 1, 1, 3, 4, 4), (1, 4, 5, 5, 4, 130)]
 
 
 @needs_compiler
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize(("groups", "each", "height", "width", "inputs", "outputs"), CONVOLUTIONS)
+@pytest.mark.parametrize(("groups", "each", "height", "width", "inputs", "outputs"), [*MANY, *FEW])
 def test_convolutions_and_what_matching_takes_of_them_equal_pytorchs_in_float64(
     groups: int, each: int, height: int, width: int, inputs: int, outputs: int, threads: int, monkeypatch: Any
 ) -> None:
@@ -166,7 +167,7 @@ def test_convolutions_and_what_matching_takes_of_them_equal_pytorchs_in_float64(
     images = drawn(groups * each, inputs, height, width)
     weights, bias = drawn(groups, outputs, inputs, 3, 3, seed=1), drawn(outputs, seed=2)
     above, v = drawn(groups * each, outputs, height, width, seed=3), drawn(*weights.shape, seed=4)
-    assert winograd.convolves(images, weights)
+    assert convolutions.convolves(images, weights)
 
     def exactly(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return torch.cat([F.conv2d(part, own, b, padding=1) for part, own in zip(x.split(each), w, strict=True)])
@@ -184,15 +185,17 @@ def test_convolutions_and_what_matching_takes_of_them_equal_pytorchs_in_float64(
 
 
 @needs_compiler
-def test_convolutions_in_bfloat16_are_within_2_percent_of_float32() -> None:
-    images, weights, above = drawn(4, 32, 7, 9), 0.1 * drawn(2, 48, 32, 3, 3, seed=1), drawn(4, 48, 7, 9, seed=2)
+@pytest.mark.parametrize(("inputs", "outputs"), [(32, 48), (3, 48), (32, 1)])
+def test_convolutions_in_bfloat16_are_within_2_percent_of_float32(inputs: int, outputs: int) -> None:
+    images, weights = drawn(4, inputs, 7, 9), 0.1 * drawn(2, outputs, inputs, 3, 3, seed=1)
+    above = drawn(4, outputs, 7, 9, seed=2)
     images, weights, above = (whole.bfloat16() for whole in (images, weights, above))
-    if not winograd.convolves(images, weights):
+    if not convolutions.convolves(images, weights):
         pytest.skip("the processor does not multiply bfloat16")
-    found = winograd.convolution(images, weights, None), winograd.weight_gradients(images, above, 2)
+    found = convolutions.convolution(images, weights, None), convolutions.weight_gradients(images, above, 2)
     wanted = (
-        winograd.convolution(images.float(), weights.float(), None),
-        winograd.weight_gradients(images.float(), above.float(), 2),
+        convolutions.convolution(images.float(), weights.float(), None),
+        convolutions.weight_gradients(images.float(), above.float(), 2),
     )
     for a, b in zip(found, wanted, strict=True):
         assert (a.float() - b).norm() < 0.02 * b.norm()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from condense import kernels, winograd
+from condense import convolutions, kernels, thin
 from condense.networks import ConvNet
 
 PIECE = 64  # images of one class at a time: at width 128 and 32x32 the largest activation is 32 MiB
@@ -79,13 +79,13 @@ def _gradients(
     hidden = images.contiguous(memory_format=torch.channels_last)
     norms = [(norm.weight.float(), norm.bias.float(), norm.eps) for _, norm in network.blocks]
     bias = cast(Tensor, network.blocks[0][0].bias).float()
-    compiled = int(images.shape[1] <= kernels.FEW_CHANNELS)  # leading blocks that are one call
+    compiled = int(images.shape[1] <= thin.IN_ONE_CALL)  # leading blocks that are one call
     kept = []
     if compiled:
-        hidden, *statistics = kernels.first_block(images, weights[0], bias, *norms[0])
+        hidden, *statistics = thin.first_block(images, weights[0], bias, *norms[0])
     for (conv, _), weight, norm in list(zip(network.blocks, weights, norms, strict=True))[compiled:]:
-        if winograd.convolves(hidden, weight):
-            activation = winograd.convolution(hidden, weight[None], conv.bias)
+        if convolutions.convolves(hidden, weight):
+            activation = convolutions.convolution(hidden, weight[None], conv.bias)
         else:
             activation = F.conv2d(hidden, weight, conv.bias, padding=1).contiguous(memory_format=torch.channels_last)
         pooled, mean, rstd = kernels.norm_relu_pool(activation, *norm)
@@ -100,10 +100,10 @@ def _gradients(
         inputs, activation, mean, rstd = kept[level - compiled]
         gamma, beta, _ = norms[level]
         to_activation, _, _ = kernels.norm_relu_pool_gradient(activation, gradient, gamma, beta, mean, rstd)
-        if winograd.convolves(inputs, weights[level]):
-            found.append(winograd.weight_gradients(inputs, to_activation, 1)[0])
+        if convolutions.convolves(inputs, weights[level]):
+            found.append(convolutions.weight_gradients(inputs, to_activation, 1)[0])
             if level > 0:
-                gradient = winograd.convolution(to_activation, winograd.turned(weights[level][None]), None)
+                gradient = convolutions.convolution(to_activation, convolutions.turned(weights[level][None]), None)
             continue
         wanted = [level > 0, True, False]
         gradient, to_weight, _ = torch.ops.aten.convolution_backward(
@@ -112,6 +112,6 @@ def _gradients(
         found.append(to_weight)
     if compiled:
         gamma, beta, _ = norms[0]
-        to_weight, _, _ = kernels.first_block_gradient(images, gradient, weights[0], bias, gamma, beta, *statistics)
+        to_weight, _, _ = thin.first_block_gradient(images, gradient, weights[0], bias, gamma, beta, *statistics)
         found.append(to_weight)
     return found[::-1], slope, embedded

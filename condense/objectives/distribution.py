@@ -9,13 +9,11 @@ First order: only the embedding is differentiated, not a gradient.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 
 from condense.errors import ConfigError
-from condense.networks import Learner
+from condense.networks import Learner, in_precision
 
 CPU_PIECE = 40  # real images per class and pass on a CPU, as in gradient.py: activations stay in its cache
 
@@ -35,7 +33,7 @@ class DistributionMatching:
 
     def target(self, network: Learner, real: Tensor, classes: Tensor) -> Tensor:
         """Mean embeddings (C, features) of real images (C, B, channels, H, W); no graph is kept."""
-        cast = network if self.precision == torch.float32 else copy.deepcopy(network).to(self.precision)
+        cast = in_precision(network, self.precision)
         piece = CPU_PIECE if real.device.type == "cpu" else real.shape[1]
         with torch.no_grad():
             return torch.stack([self._mean(cast, images, piece) for images in real])
@@ -46,8 +44,10 @@ class DistributionMatching:
 
     def distances(self, network: Learner, target: Tensor, synthetic: Tensor, classes: Tensor) -> Tensor:
         """Distances (C,) of the synthetic images (C, ipc, channels, H, W) to the target; differentiable in them."""
-        embedded = network.embed(synthetic.flatten(0, 1)).unflatten(0, synthetic.shape[:2])
-        distances: Tensor = (embedded.mean(1) - target.to(embedded.dtype)).square().sum(1)
+        network, synthetic = in_precision(network, self.precision), in_precision(synthetic, self.precision)
+        embedded = network.embed(synthetic.flatten(0, 1))
+        means = embedded.to(target.dtype).unflatten(0, synthetic.shape[:2]).mean(1)
+        distances: Tensor = (means - target).square().sum(1)
         return distances
 
     def __call__(self, network: Learner, real: Tensor, synthetic: Tensor, classes: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ norms) are left out, as in the published code.
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.grad import conv2d_weight
 
-from condense import fused, kernels, winograd
+from condense import convolutions, fused, kernels
 from condense.errors import ConfigError
-from condense.networks import ConvNet
+from condense.networks import ConvNet, in_precision
 from condense.objectives.closed_form import Product, convnet_gradients
 
 # Real images per piece on a CPU, all classes together. The activations of 40 images of a width-128 ConvNet stay in
@@ -123,15 +122,14 @@ def class_gradients(network: nn.Module, images: Tensor, classes: Tensor, *, crea
         if not create_graph:
             inputs = inputs.detach()
         if isinstance(layer, nn.Conv2d):
-            if winograd.convolves(inputs, layer.weight):
+            if convolutions.convolves(inputs, layer.weight):
                 weight = fused.weight_gradients(inputs, gradient, count)
             else:
                 weight = _ConvolutionGradient.apply(inputs, gradient, count, layer.kernel_size, layer.padding)
             weights.append(weight.flatten(2))
         else:
-            weights.append(
-                torch.bmm(gradient.view(count, per_class, -1).transpose(1, 2), inputs.view(count, per_class, -1))
-            )
+            slopes, embedded = (whole.to(logits.dtype).view(count, per_class, -1) for whole in (gradient, inputs))
+            weights.append(torch.bmm(slopes.transpose(1, 2), embedded))
     return ClassGradients(tuple(weights))
 
 
@@ -199,8 +197,7 @@ class GradientMatching:
 
     def target(self, network: nn.Module, real: Tensor, classes: Tensor) -> ClassGradients:
         """What the synthetic images are to match; nothing in it depends on them, and no graph is kept."""
-        cast = network if self.precision == torch.float32 else copy.deepcopy(network).to(self.precision)
-        return real_gradients(cast, real, classes, self.precision)
+        return real_gradients(in_precision(network, self.precision), real, classes, self.precision)
 
     def __call__(self, network: nn.Module, real: Tensor, synthetic: Tensor, classes: Tensor) -> Tensor:
         """Distances (C,) between real (C, B, ...) and synthetic (C, ipc, ...) images of the same classes."""
@@ -211,4 +208,5 @@ class GradientMatching:
 
         classes: (C,) int64, or soft labels (C, ipc, classes), in which the distances are differentiable too.
         """
+        network, synthetic = in_precision(network, self.precision), in_precision(synthetic, self.precision)
         return self.distance(target, class_gradients(network, synthetic, classes, create_graph=True))
