@@ -30,7 +30,7 @@ class MatchingConfig(Settings):
     updates: int = Field(5, ge=1)  # image updates for each real batch, whose gradients cost most; published: 1
     steps: int | None = Field(None, ge=1)  # match steps per outer step; None takes the published schedule
     augment: Augmentation = "none"  # one draw per class and match step, the same for real and synthetic images
-    precision: Literal["float32", "bfloat16"] = "float32"  # of the real images' gradients
+    precision: Literal["float32", "bfloat16"] = "float32"  # of gradients and embeddings, real and synthetic
 
     # synthetic: trained on the synthetic set between match steps; real: on real images; pool: one of `pool` networks
     # trained on real images once, its weights disturbed, for each match step.

@@ -89,6 +89,23 @@ def test_bfloat16_real_gradients_point_where_float32_ones_do(width: int) -> None
         assert torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1)).min() > 0.995
 
 
+@pytest.mark.parametrize("compiler", ["a compiler", "none"])
+@pytest.mark.parametrize("name", ["gradient", "distribution"])
+@pytest.mark.parametrize("width", [5, 32])
+def test_bfloat16_image_gradients_point_where_float32_ones_do(
+    width: int, name: str, compiler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if compiler == "none":
+        monkeypatch.setattr("condense.kernels.built", lambda: None)
+    net, classes, real = network(dtype=torch.float32, width=width), torch.arange(CLASSES), images(64, 2, torch.float32)
+    found = []
+    for precision in (torch.float32, torch.bfloat16):
+        synthetic = images(IPC, 3, torch.float32).requires_grad_()
+        distances = build_objective(name, distance=None, precision=precision)(net, real, synthetic, classes)
+        found.append(torch.autograd.grad(distances.sum(), synthetic)[0].flatten(1))
+    assert torch.nn.functional.cosine_similarity(*found).min() > 0.98
+
+
 def test_distance_is_zero_when_synthetic_is_real_and_ignores_the_order_of_images() -> None:
     net, classes, real = network(), torch.arange(CLASSES), images(REAL, 2)
     objective = build_objective("gradient", distance="mse", precision=torch.float64)
