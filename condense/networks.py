@@ -100,7 +100,7 @@ class ConvNet(Learner):
     def once(self, images: Tensor) -> Tensor:
         """On a CPU the first block of grey images is one compiled call."""
         (convolution, norm), *deeper = self.blocks
-        if images.shape[1] > thin.IN_ONE_CALL or not self._compiled(images):
+        if images.shape[1] > thin.FEW or not self._compiled(images):
             return self.forward(images)
         weight, bias = convolution.weight, cast(Tensor, convolution.bias)
         pooled = fused.first_block(images, weight, bias, norm.weight, norm.bias, norm.eps)

@@ -22,6 +22,9 @@ typedef float lanes __attribute__((vector_size(64), aligned(4)));
 #define AT(pointer, k) (*(const lanes *)((pointer) + 16 * (k)))
 #define PIXELS 8 /* at a time, where each has few sums */
 
+/* On a border of cache lines: a vector that lies across two costs two loads. */
+static void *room_for(int64_t numbers, int64_t size) { return aligned_alloc(64, (numbers * size + 63) / 64 * 64); }
+
 /* One pixel of z: bias + sum over neighbours; `row` floats lie between a neighbour and the one below it. */
 static inline void thin_pixel(const float *restrict from, int64_t row, const float *restrict weight,
                               const float *restrict bias, int64_t inputs, int64_t outputs, float *restrict pixel) {
@@ -44,30 +47,28 @@ static inline void thin_pixel(const float *restrict from, int64_t row, const flo
                 pixel[c] += from[dy * row + t] * weight[(dy * 3 * inputs + t) * outputs + c];
 }
 
-/* to_weight += sum over pixels of padded x gradient (H, W, O) */
-static void thin_to_weight(const float *restrict padded, const float *restrict gradient, int64_t height, int64_t width,
+/* to_weight += sum over a row's pixels of padded x gradient (W, O). Row by row, a gradient stays in the first cache. */
+static void thin_to_weight(const float *restrict padded, int64_t row, const float *restrict gradient, int64_t width,
                            int64_t inputs, int64_t outputs, float *restrict to_weight) {
-    int64_t row = (width + 2) * inputs, o = 0;
+    int64_t o = 0;
     for (; o + LANES <= outputs; o += LANES)
         for (int64_t tap = 0; tap < 9 * inputs; tap += 3) {
             const float *from = padded + tap / (3 * inputs) * row + tap % (3 * inputs);
             lanes sum[3][4] = {{{0}}};
-            for (int64_t y = 0; y < height; y++)
-                for (int64_t x = 0; x < width; x++) {
-                    const float *v = from + y * row + x * inputs, *g = gradient + (y * width + x) * outputs + o;
-                    for (int t = 0; t < 3; t++)
-                        for (int k = 0; k < 4; k++) sum[t][k] += v[t] * AT(g, k);
-                }
+            for (int64_t x = 0; x < width; x++) {
+                const float *v = from + x * inputs, *g = gradient + x * outputs + o;
+                for (int t = 0; t < 3; t++)
+                    for (int k = 0; k < 4; k++) sum[t][k] += v[t] * AT(g, k);
+            }
             for (int t = 0; t < 3; t++)
                 for (int k = 0; k < 4; k++) *(lanes *)(to_weight + (tap + t) * outputs + o + 16 * k) += sum[t][k];
         }
-    for (int64_t y = 0; y < height && o < outputs; y++)
-        for (int64_t x = 0; x < width; x++)
-            for (int64_t tap = 0; tap < 9 * inputs; tap++) {
-                float v = padded[(y + tap / (3 * inputs)) * row + x * inputs + tap % (3 * inputs)];
-                const float *g = gradient + (y * width + x) * outputs;
-                for (int64_t c = o; c < outputs; c++) to_weight[tap * outputs + c] += v * g[c];
-            }
+    for (int64_t x = 0; x < width && o < outputs; x++)
+        for (int64_t tap = 0; tap < 9 * inputs; tap++) {
+            float v = padded[tap / (3 * inputs) * row + x * inputs + tap % (3 * inputs)];
+            const float *g = gradient + x * outputs;
+            for (int64_t c = o; c < outputs; c++) to_weight[tap * outputs + c] += v * g[c];
+        }
 }
 
 /* sums (PIXELS, across) = pixels (PIXELS, inputs) weight (inputs, across), across a few vectors */
@@ -101,7 +102,7 @@ static inline __attribute__((always_inline)) void dots(int vectors, const float 
     static void thin_convolve_##SUFFIX(const float *restrict padded, const float *restrict weight,                    \
                                        const float *restrict bias, int64_t height, int64_t width, int64_t inputs,     \
                                        int64_t outputs, TYPE *restrict z) {                                           \
-        float pixel[MOST_CHANNELS];                                                                                   \
+        _Alignas(64) float pixel[MOST_CHANNELS];                                                                      \
         for (int64_t y = 0; y < height; y++)                                                                          \
             for (int64_t x = 0; x < width; x++) {                                                                     \
                 const float *from = padded + y * (width + 2) * inputs + x * inputs;                                   \
@@ -111,11 +112,22 @@ static inline __attribute__((always_inline)) void dots(int vectors, const float 
             }                                                                                                         \
     }                                                                                                                 \
                                                                                                                       \
+    /* to_weight += sum over pixels of padded x gradient (H, W, O); full: room for a row of it */                     \
+    static void thin_rows_##SUFFIX(const float *restrict padded, const TYPE *restrict gradient, int64_t height,       \
+                                   int64_t width, int64_t inputs, int64_t outputs, float *restrict full,              \
+                                   float *restrict to_weight) {                                                       \
+        int64_t row = (width + 2) * inputs, size = width * outputs;                                                   \
+        for (int64_t y = 0; y < height; y++) {                                                                        \
+            for (int64_t i = 0; i < size; i++) full[i] = load_##SUFFIX(gradient + y * size + i);                      \
+            thin_to_weight(padded + y * row, row, full, width, inputs, outputs, to_weight);                           \
+        }                                                                                                             \
+    }                                                                                                                 \
+                                                                                                                      \
     int thin_convolution_##SUFFIX(const TYPE *restrict images, const float *restrict weights,                         \
                                   const float *restrict bias, int64_t first, int64_t end, int64_t each,               \
                                   int64_t height, int64_t width, int64_t inputs, int64_t outputs,                     \
                                   TYPE *restrict z) {                                                                 \
-        float *padded = malloc((height + 2) * (width + 2) * inputs * sizeof(float));                                  \
+        float *padded = room_for((height + 2) * (width + 2) * inputs, sizeof(float));                                  \
         for (int64_t n = first; padded && n < end; n++) {                                                             \
             thin_pad_##SUFFIX(images + n * height * width * inputs, height, width, inputs, padded);                   \
             thin_convolve_##SUFFIX(padded, weights + n / each * 9 * inputs * outputs, bias, height, width, inputs,    \
@@ -128,15 +140,13 @@ static inline __attribute__((always_inline)) void dots(int vectors, const float 
     int thin_weight_gradient_##SUFFIX(const TYPE *restrict images, const TYPE *restrict gradients, int64_t groups,    \
                                       int64_t each, int64_t height, int64_t width, int64_t inputs, int64_t outputs,   \
                                       float *restrict to_weights) {                                                   \
-        int64_t size = height * width * outputs;                                                                      \
-        float *padded = malloc((height + 2) * (width + 2) * inputs * sizeof(float));                                  \
-        float *full = malloc(size * sizeof(float));                                                                   \
+        float *padded = room_for((height + 2) * (width + 2) * inputs, sizeof(float));                                  \
+        float *full = room_for(width * outputs, sizeof(float));                                                        \
         int done = padded && full;                                                                                    \
         for (int64_t n = 0; done && n < groups * each; n++) {                                                         \
             thin_pad_##SUFFIX(images + n * height * width * inputs, height, width, inputs, padded);                   \
-            for (int64_t i = 0; i < size; i++) full[i] = load_##SUFFIX(gradients + n * size + i);                     \
-            thin_to_weight(padded, full, height, width, inputs, outputs,                                              \
-                           to_weights + n / each * 9 * inputs * outputs);                                             \
+            thin_rows_##SUFFIX(padded, gradients + n * height * width * outputs, height, width, inputs, outputs,      \
+                               full, to_weights + n / each * 9 * inputs * outputs);                                   \
         }                                                                                                             \
         free(padded), free(full);                                                                                     \
         return done;                                                                                                  \
@@ -148,7 +158,7 @@ static inline __attribute__((always_inline)) void dots(int vectors, const float 
                                     TYPE *restrict z) {                                                               \
         int vectors = (int)(9 * outputs + 15) / 16;                                                                   \
         int64_t row = (width + 2) * outputs, all = height * width;                                                    \
-        float *padded = malloc((height + 2) * row * sizeof(float)), *pixels = malloc(PIXELS * inputs * sizeof(float)); \
+        float *padded = room_for((height + 2) * row, sizeof(float)), *pixels = room_for(PIXELS * inputs, sizeof(float)); \
         float sums[PIXELS * 48];                                                                                      \
         int done = padded && pixels;                                                                                  \
         for (int64_t n = first; done && n < end; n++) {                                                               \
@@ -184,8 +194,8 @@ static inline __attribute__((always_inline)) void dots(int vectors, const float 
                               const float *restrict gamma, const float *restrict beta, float eps, int64_t count,      \
                               int64_t height, int64_t width, int64_t inputs, int64_t outputs,                         \
                               TYPE *restrict pooled, float *restrict mean, float *restrict rstd) {                    \
-        float *padded = malloc((height + 2) * (width + 2) * inputs * sizeof(float));                                  \
-        TYPE *z = malloc(height * width * outputs * sizeof(TYPE));                                                    \
+        float *padded = room_for((height + 2) * (width + 2) * inputs, sizeof(float));                                  \
+        TYPE *z = room_for(height * width * outputs, sizeof(TYPE));                                                    \
         for (int64_t n = 0; padded && z && n < count; n++) {                                                          \
             thin_pad_##SUFFIX(images + n * height * width * inputs, height, width, inputs, padded);                   \
             thin_convolve_##SUFFIX(padded, weight, bias, height, width, inputs, outputs, z);                          \
@@ -204,9 +214,9 @@ static inline __attribute__((always_inline)) void dots(int vectors, const float 
                                int64_t count, int64_t height, int64_t width, int64_t inputs, int64_t outputs,         \
                                float *restrict to_weight, float *restrict to_gamma, float *restrict to_beta) {        \
         int64_t size = height * width * outputs;                                                                      \
-        float *padded = malloc((height + 2) * (width + 2) * inputs * sizeof(float));                                  \
-        float *full = malloc(size * sizeof(float));                                                                   \
-        TYPE *z = malloc(size * sizeof(TYPE)), *to_z = malloc(size * sizeof(TYPE));                                   \
+        float *padded = room_for((height + 2) * (width + 2) * inputs, sizeof(float));                                  \
+        float *full = room_for(width * outputs, sizeof(float));                                                        \
+        TYPE *z = room_for(size, sizeof(TYPE)), *to_z = room_for(size, sizeof(TYPE));                                   \
         int done = padded && full && z && to_z;                                                                       \
         for (int64_t n = 0; done && n < count; n++) {                                                                 \
             thin_pad_##SUFFIX(images + n * height * width * inputs, height, width, inputs, padded);                   \
@@ -214,8 +224,7 @@ static inline __attribute__((always_inline)) void dots(int vectors, const float 
             backward_##SUFFIX(z, gradient + n * (height / 2) * (width / 2) * outputs, gamma, beta,                    \
                               mean + n * outputs, rstd + n * outputs, 1, height, width, outputs, to_z, to_gamma,      \
                               to_beta);                                                                               \
-            for (int64_t i = 0; i < size; i++) full[i] = load_##SUFFIX(to_z + i);                                     \
-            thin_to_weight(padded, full, height, width, inputs, outputs, to_weight);                                  \
+            thin_rows_##SUFFIX(padded, to_z, height, width, inputs, outputs, full, to_weight);                        \
         }                                                                                                             \
         free(padded), free(full), free(z), free(to_z);                                                                \
         return done;                                                                                                  \

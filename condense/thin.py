@@ -16,7 +16,6 @@ from torch.nn import functional as F  # noqa: N812
 from condense.kernels import call, channels_last, on_threads, sum_of, weights_by_tap
 
 FEW = 4  # channels, at most
-IN_ONE_CALL = 2  # channels of images, up to which `first_block` is faster than a convolution and `norm_relu_pool`
 LANES = 16  # as in thin.c: floats of a vector
 
 
