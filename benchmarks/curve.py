@@ -77,7 +77,7 @@ def one_run(config: RunConfig) -> dict[str, float | str]:
         "bits_per_dim": facts["bits"]["per_dim_after"],
         "bits_per_dim_real": facts["bits"]["per_dim_before"],
         "png_bytes": facts["bits"]["png_bytes"],
-        "outer_steps": config.outer_steps,
+        "outer_steps": facts["outer_steps"],
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu,
         "flow": (facts["flow"] or {"digest": ""})["digest"][:12],

@@ -1,0 +1,123 @@
+"""What single settings do to accuracy and bits: the image's parameterisation, its rate's schedule, averaging, replicas.
+
+    python -m benchmarks.choices RESULTS.jsonl --data FOLDER
+    python -m benchmarks.choices RESULTS.jsonl --data FOLDER --sets replicas patience
+
+One run a choice and seed on Fashion-MNIST, each with everything else as `benchmarks.objectives` has it: width 64, 150
+image updates (200 with ten images per class); recipe `dc`, two learners. Replicas cost as many times as much, so they
+have as many times fewer steps. What is in RESULTS.jsonl is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.curve import one_run
+from benchmarks.objectives import settings
+from benchmarks.rows import append, finished
+from condense.allocator import keep_memory
+from condense.config import RunConfig
+from condense.settings import resolve
+
+BITS = "bits_weight=10"
+EVERY_TWO = "evaluation.every=2"
+# Of each set: dataset, images per class, objective, and the choices.
+SETS: dict[str, tuple[str, int, str, dict[str, list[str]]]] = {
+    "parameterisation": (
+        "fashion",
+        1,
+        "gradient",
+        {
+            "pixels": [BITS, "images.parameterisation=pixels"],
+            "pyramid (default)": [BITS, "images.parameterisation=pyramid"],
+            "pyramid, factor 2": [BITS, "images.init=tiles", "images.factor=2"],
+            "pyramid, bound sigmoid": [BITS, "images.bound=sigmoid"],
+            "pyramid, constant rate": [BITS, "images.schedule=constant"],
+            "pyramid, constant rate, averaged 0.95": [BITS, "images.schedule=constant", "images.averaging=0.95"],
+            "pyramid, averaged 0.95": [BITS, "images.averaging=0.95"],
+        },
+    ),
+    "replicas": (
+        "fashion",
+        1,
+        "gradient",
+        {
+            "1 network, 30 steps": [BITS],
+            "2 networks, 15 steps": [BITS, "replicas=2", "outer_steps=15", "evaluation.every=15"],
+            "2 networks, 15 steps, rate 0.14": [
+                BITS,
+                "replicas=2",
+                "outer_steps=15",
+                "evaluation.every=15",
+                "images.learning_rate=0.14",
+            ],
+        },
+    ),
+    "replicas, ten images per class": (
+        "fashion",
+        10,
+        "distribution",
+        {
+            "1 network, 200 steps": ["bits_weight=0.4"],
+            "2 networks, 100 steps": ["bits_weight=0.4", "replicas=2", "outer_steps=100", "evaluation.every=100"],
+        },
+    ),
+    "patience": (
+        "fashion",
+        1,
+        "gradient",
+        {
+            "60 steps": [BITS, "outer_steps=60", "evaluation.every=60"],
+            "60 steps, patience 3": [BITS, "outer_steps=60", EVERY_TWO, "evaluation.patience=3"],
+            "60 steps, patience 6": [BITS, "outer_steps=60", EVERY_TWO, "evaluation.patience=6"],
+        },
+    ),
+}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: means and standard deviations over seeds."""
+    lines = [
+        "| | | seeds | test % | bits per dim | outer steps | CPU-s in all |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, choice in dict.fromkeys((row["set"], row["choice"]) for row in rows):
+        own = [row for row in rows if (row["set"], row["choice"]) == (name, choice)]
+        cells = [
+            f"{statistics.mean(values):.{places}f} ± {statistics.pstdev(values):.{places}f}"
+            for key, places in (("accuracy", 1), ("bits_per_dim", 2), ("outer_steps", 0), ("cpu_seconds", 0))
+            if (values := [row[key] for row in own])
+        ]
+        lines.append(f"| {name} | {choice} | {len(own)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Reads the arguments, runs what is missing, prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = parser.parse_args()
+    keep_memory()
+    for name in arguments.sets:
+        dataset, ipc, objective, choices = SETS[name]
+        for seed in arguments.seeds:
+            for choice, own in choices.items():
+                key = {"set": name, "choice": choice, "seed": seed}
+                if any(key.items() <= row.items() for row in finished(arguments.results)):
+                    continue
+                print(key, file=sys.stderr, flush=True)
+                overrides = [*settings(dataset, ipc, objective, arguments.data), *own, f"seed={seed}"]
+                append(arguments.results, key | one_run(resolve(RunConfig, None, overrides)))
+    print(table(finished(arguments.results)))
+
+
+if __name__ == "__main__":
+    main()
