@@ -35,6 +35,7 @@ WORKDIR /home/condense
 ENV PYTHONUNBUFFERED=1 \
     RAY_AUTH_MODE=token \
     RAY_enable_metrics_collection=0 \
+    MALLOC_ARENA_MAX=1 \
     RAY_USAGE_STATS_ENABLED=0 \
     RAY_USAGE_STATS_REPORT_URL=http://127.0.0.1:9 \
     MLFLOW_DISABLE_TELEMETRY=true \

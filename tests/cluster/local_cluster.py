@@ -55,7 +55,8 @@ class RayCluster:
             "RAY_AUTH_TOKEN": self.token,
             "RAY_TMPDIR": str(self.folder),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_enable_metrics_collection": "0",  # as in the image
+            "RAY_enable_metrics_collection": "0",  # as in the image, and the next
+            "MALLOC_ARENA_MAX": "1",
             "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9",
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
             "RAY_health_check_period_ms": "1000",
