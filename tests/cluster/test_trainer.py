@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,3 +135,21 @@ def test_more_workers_than_the_cluster_can_hold_is_refused(tmp_path: Path) -> No
 def test_workers_that_cannot_grow_to_max_workers_are_refused(tmp_path: Path, workers: str) -> None:
     with pytest.raises(ConfigError, match="max_workers is at least workers"):
         config(tmp_path, workers, "max_workers=2")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's setting")
+def test_a_workers_large_tensors_come_from_memory_that_it_keeps(tmp_path: Path) -> None:
+    from cluster.trainer import on_workers
+
+    def page_faults(around: object) -> int:
+        import resource
+
+        import torch
+
+        counts = []
+        for _ in range(10):  # of 40 MB, in pages of 4 KB
+            torch.empty(10_000_000).fill_(1)
+            counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+        return counts[-1] - counts[4]
+
+    assert on_workers(page_faults, "faults", config(tmp_path, "workers=1"), 1, NullTracker(), ignore) < 5000
