@@ -6,9 +6,10 @@
 A Ray head without CPUs, two nodes with one each, an MLflow server on SQLite: all real and on this machine. The jobs are
 `condense run` of the digits, submitted as `ray job submit` does, each with its own seed. Every five seconds a row says
 how many jobs are over, and the memory (PSS, MiB: a page that several processes share counts once) and number of
-processes of the head, the nodes, the MLflow server, and the jobs. At the end: the slope of each group in MiB a job
-over the last four fifths of the jobs with its standard error; processes that are left of jobs; versions in the
-registry, each downloaded and compared with its checksums; runs that did not finish; files that should be gone.
+processes of the head, the nodes, the MLflow server and the jobs, and what each of the head's programs has of it. At the
+end: the slope of each in MiB a job over the last four fifths of the jobs with its standard error; processes that are
+left of jobs; versions in the registry, each downloaded and compared with its checksums; runs that did not finish; files
+that should be gone.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -29,6 +31,7 @@ from tests.cluster.failing import Server
 from tests.cluster.local_cluster import RayCluster, family, local_cluster
 
 SAMPLE_S = 5.0
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # of each node
 SETTLE_S = 30.0  # after the last job: Ray ends idle workers after a while
 CONFIG = """
 source: digits
@@ -60,6 +63,21 @@ def command_of(pid: int) -> str:
     return ""
 
 
+def name_of(pid: int) -> str:
+    """Of a process of Ray's: the program, or the script that Python runs."""
+    words = command_of(pid).split()
+    named = [Path(word).name for word in words if word.endswith(".py")] if "python" in "".join(words[:1]) else []
+    return (named or [Path(word).name for word in words] or [""])[0]
+
+
+def by_name(pids: list[int]) -> dict[str, float]:
+    """MiB of the processes of each name."""
+    found: dict[str, float] = {}
+    for pid in pids:
+        found[name_of(pid)] = round(found.get(name_of(pid), 0) + memory([pid]), 2)
+    return found
+
+
 def groups(cluster: RayCluster, server: Server) -> dict[str, list[int]]:
     """The processes of each group, by id."""
     found: dict[str, list[int]] = {"head": [], "nodes": [], "mlflow": [], "jobs": []}
@@ -68,7 +86,7 @@ def groups(cluster: RayCluster, server: Server) -> dict[str, list[int]]:
     for number, node in enumerate(cluster.nodes):
         for pid in family(node.pid):
             command = command_of(pid)
-            of_job = command.startswith("ray::") or "condense run" in command
+            of_job = (command.startswith("ray::") and not command.startswith(AGENTS)) or "condense run" in command
             of_job = of_job or ("default_worker.py" in command and "raylet/raylet" not in command)
             found["jobs" if of_job else "nodes" if number else "head"].append(pid)
     return found
@@ -131,7 +149,7 @@ def soak(cluster: RayCluster, server: Server, folder: Path, uri: str, arguments:
     jobs = JobSubmissionClient(cluster.address, headers={"Authorization": f"Bearer {cluster.token}"})
     running: dict[str, float] = {}
     seconds: list[float] = []
-    rows: list[dict[str, float]] = []
+    rows: list[dict[str, Any]] = []
     submitted, failed, started, sampled = 0, 0, time.monotonic(), 0.0
     while submitted < count or running:
         if submitted < count and time.monotonic() - started > arguments.limit_s:
@@ -151,6 +169,7 @@ def soak(cluster: RayCluster, server: Server, folder: Path, uri: str, arguments:
             rows.append({"t_s": round(sampled - started, 1), "jobs_over": len(seconds)})
             for name, pids in groups(cluster, server).items():
                 rows[-1] |= {f"{name}_mib": round(memory(pids), 1), f"{name}_processes": len(pids)}
+            rows[-1]["head_parts"] = by_name(groups(cluster, server)["head"])
             print(json.dumps(rows[-1]), flush=True)
         time.sleep(0.5)
     time.sleep(SETTLE_S)
@@ -165,6 +184,11 @@ def soak(cluster: RayCluster, server: Server, folder: Path, uri: str, arguments:
         rise, error = slope([(row["jobs_over"], row[f"{name}_mib"]) for row in late])
         first, last = late[0][f"{name}_mib"], late[-1][f"{name}_mib"]
         print(f"{name}: {first:.0f} MiB to {last:.0f} MiB, {rise:+.2f} ± {error:.2f} MiB a job")
+    for name in late[-1]["head_parts"]:
+        points = [(row["jobs_over"], row["head_parts"][name]) for row in late if name in row["head_parts"]]
+        if len(points) > 2:
+            rise, error = slope(points)
+            print(f"  of it {name}: {points[-1][1]:.1f} MiB, {rise:+.2f} ± {error:.2f} MiB a job")
     left = [command_of(pid) for pid in groups(cluster, server)["jobs"]]
     print(f"left of jobs: {[command for command in left if 'IDLE' not in command]}; strays: {strays(cluster, server)}")
     versions = list_datasets(uri)
