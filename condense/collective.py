@@ -8,8 +8,12 @@ images are averaged over replicas. Nothing that is drawn depends on the mesh: an
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -18,6 +22,8 @@ from torch import Tensor
 
 from condense import errors
 from condense.errors import CondenseError, ConfigError
+
+GLOO_THREAD = "gloo_tcp_loop"
 
 
 class Collective(Protocol):
@@ -68,6 +74,7 @@ class ProcessGroup:
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self._group = group
+        _calm_exchanges()
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
 
@@ -106,6 +113,20 @@ class ProcessGroup:
                 if not isinstance(group, int):  # a number stands for a group of others
                     mine = ProcessGroup(group)
         return mine
+
+
+def _calm_exchanges() -> None:
+    """Gloo's thread of each process, as a batch thread, gives way to the threads that it wakes.
+
+    Between messages it asks the kernel again and again; whom it had woken waited for its time slice to end, which made
+    three quarters of an exchange (2.7 ms, after 10 ms of work, of 0.34 MB between two workers with a core each; now 1).
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # ended since, or not ours to change
+            if (thread / "comm").read_text().strip() == GLOO_THREAD:
+                os.sched_setscheduler(int(thread.name), os.SCHED_BATCH, os.sched_param(0))
 
 
 def sum_all_(collective: Collective, tensors: Sequence[Tensor]) -> None:

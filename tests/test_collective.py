@@ -1,5 +1,7 @@
 """Sums, gathers and agreement between real processes."""
 
+import os
+import sys
 import tempfile
 from datetime import timedelta
 from pathlib import Path
@@ -9,15 +11,23 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from condense.collective import Alone, ProcessGroup, agree, build_mesh
+from condense.collective import GLOO_THREAD, Alone, ProcessGroup, agree, build_mesh
 from condense.errors import SourceError
 
 CPU = torch.device("cpu")
 
 
+def policies() -> list[int]:
+    """Of the threads that carry gloo's messages."""
+    threads = Path("/proc/self/task").iterdir()
+    return [os.sched_getscheduler(int(t.name)) for t in threads if (t / "comm").read_text().strip() == GLOO_THREAD]
+
+
 def _worker(rank: int, file: str) -> None:
     dist.init_process_group("gloo", f"file://{file}", rank=rank, world_size=2, timeout=timedelta(seconds=60))
     group = ProcessGroup()
+    if sys.platform.startswith("linux"):
+        assert policies() == [os.SCHED_BATCH]
     assert group.sum_(torch.tensor([1.0 + rank])).tolist() == [3.0]
     # One row on worker 0, two on worker 1.
     mine = torch.arange(2 * (rank + 1)).view(rank + 1, 2)
@@ -38,6 +48,8 @@ def test_two_processes_sum_gather_unequal_rows_and_fail_together() -> None:
 def _mesh_worker(rank: int, file: str) -> None:
     dist.init_process_group("gloo", f"file://{file}", rank=rank, world_size=4, timeout=timedelta(seconds=60))
     mesh = build_mesh(ProcessGroup(), 2)  # slices 0 and 1 of replica 0, then of replica 1
+    if sys.platform.startswith("linux"):
+        assert set(policies()) == {os.SCHED_BATCH}
     number, replica = mesh.over_slices.rank, mesh.over_replicas.rank
     assert (number, replica, mesh.own) == (rank % 2, rank // 2, range(rank // 2, rank // 2 + 1))
     assert mesh.over_slices.gather(torch.full((number + 1,), rank)).tolist() == [[0, 1, 1], [2, 3, 3]][replica]
