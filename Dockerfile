@@ -31,10 +31,14 @@ RUN useradd --create-home --uid 1000 condense \
     && install --directory --owner condense --group condense /data /home/condense/condensed /home/condense/runs
 USER condense
 WORKDIR /home/condense
-# With metrics Ray's agent keeps 0.3 MiB of every job there ever was. Who scrapes them for Prometheus sets this to 1.
+# A head remembers every job there ever was: with metrics 0.3 MiB (who scrapes them for Prometheus sets this to 1), and
+# 100,000 dead actors and tasks of them. One heap for all threads: large tensors stay in it.
 ENV PYTHONUNBUFFERED=1 \
     RAY_AUTH_MODE=token \
     RAY_enable_metrics_collection=0 \
+    RAY_maximum_gcs_destroyed_actor_cached_count=100 \
+    RAY_maximum_gcs_dead_worker_cached_count=100 \
+    RAY_task_events_max_num_task_in_gcs=1000 \
     MALLOC_ARENA_MAX=1 \
     RAY_USAGE_STATS_ENABLED=0 \
     RAY_USAGE_STATS_REPORT_URL=http://127.0.0.1:9 \

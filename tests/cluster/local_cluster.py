@@ -21,6 +21,14 @@ BIN = Path(sys.executable).parent
 START_S = 600.0  # a busy machine
 ATTEMPTS = 5
 LOOPBACK = "127.0.0.1"
+# As in the image: a head that keeps little of the jobs that are over.
+IN_THE_IMAGE = {
+    "RAY_enable_metrics_collection": "0",
+    "RAY_maximum_gcs_destroyed_actor_cached_count": "100",
+    "RAY_maximum_gcs_dead_worker_cached_count": "100",
+    "RAY_task_events_max_num_task_in_gcs": "1000",
+    "MALLOC_ARENA_MAX": "1",
+}
 STARTED = "Ray runtime started"
 
 
@@ -55,8 +63,7 @@ class RayCluster:
             "RAY_AUTH_TOKEN": self.token,
             "RAY_TMPDIR": str(self.folder),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_enable_metrics_collection": "0",  # as in the image, and the next
-            "MALLOC_ARENA_MAX": "1",
+            **IN_THE_IMAGE,
             "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9",
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
             "RAY_health_check_period_ms": "1000",
