@@ -24,6 +24,7 @@ from condense.allocator import keep_memory
 from condense.config import RunConfig
 from condense.settings import resolve
 
+SIGMOID = "images.bound=sigmoid"
 BITS = "bits_weight=10"
 EVERY_TWO = "evaluation.every=2"
 # Of each set: dataset, images per class, objective, and the choices.
@@ -41,6 +42,25 @@ SETS: dict[str, tuple[str, int, str, dict[str, list[str]]]] = {
             "pyramid, constant rate, averaged 0.95": [BITS, "images.schedule=constant", "images.averaging=0.95"],
             "pyramid, averaged 0.95": [BITS, "images.averaging=0.95"],
         },
+    ),
+    # Beside the curves of benchmarks.objectives, whose bound is clamp, the default
+    "bound": (
+        "fashion",
+        1,
+        "gradient",
+        {f"sigmoid, bits_weight {w}": [SIGMOID, f"bits_weight={w}"] for w in (0, 2, 10, 40)},
+    ),
+    "bound, CIFAR-10": (
+        "cifar",
+        1,
+        "gradient",
+        {f"sigmoid, bits_weight {w}": [SIGMOID, f"bits_weight={w}"] for w in (0, 2, 10, 40)},
+    ),
+    "bound, ten images per class": (
+        "fashion",
+        10,
+        "distribution",
+        {f"sigmoid, bits_weight {w}": [SIGMOID, f"bits_weight={w}"] for w in (0.1, 0.4, 1.6, 6.4)},
     ),
     "replicas": (
         "fashion",
