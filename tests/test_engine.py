@@ -71,12 +71,18 @@ def test_slices_of_one_image_per_class_move_as_the_whole_set(parameterisation: s
     images = ImagesConfig(parameterisation=parameterisation)  # type: ignore[arg-type]
     whole = engine(images=images)
     parts = [engine(owned=class_slice(CLASSES, rank, 3), images=images) for rank in range(3)]
+    rounded = torch.zeros(CLASSES, dtype=torch.int64)  # pixels, of each class, that fell to another level
     for step in range(3):
         for one in (whole, *parts):
             one.outer_step(step)
-    joined = torch.cat([part.synthetic.alpha.detach() for part in parts])
-    # Each step moves by 0.1. A pixel between two of its levels may be rounded to either, which moves its class by 1e-3.
-    torch.testing.assert_close(joined, whole.synthetic.alpha.detach(), rtol=0, atol=2e-3)
+        levels = [torch.cat([one.synthetic.images_uint8().int() for one in ones]) for ones in ([whole], parts)]
+        rounded += (levels[0] != levels[1]).sum((1, 2, 3, 4))
+    joined, wanted = torch.cat([part.synthetic.alpha.detach() for part in parts]), whole.synthetic.alpha.detach()
+    # A pixel between two of its levels may be rounded to either, which moves its class by 1e-3; each step moves by 0.1.
+    assert rounded.sum() <= 1
+    alike = rounded == 0
+    torch.testing.assert_close(joined[alike], wanted[alike], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(joined, wanted, rtol=0, atol=2e-3)
 
 
 def test_classes_taken_a_few_at_a_time_move_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
