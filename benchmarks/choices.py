@@ -24,9 +24,15 @@ from condense.allocator import keep_memory
 from condense.config import RunConfig
 from condense.settings import resolve
 
-SIGMOID = "images.bound=sigmoid"
 BITS = "bits_weight=10"
 EVERY_TWO = "evaluation.every=2"
+
+
+def sigmoid(*weights: float) -> dict[str, list[str]]:
+    """Choices along the curve of bits, beside those of benchmarks.objectives, whose bound is clamp, the default."""
+    return {f"sigmoid, bits_weight {w:g}": ["images.bound=sigmoid", f"bits_weight={w:g}"] for w in weights}
+
+
 # Of each set: dataset, images per class, objective, and the choices.
 SETS: dict[str, tuple[str, int, str, dict[str, list[str]]]] = {
     "parameterisation": (
@@ -43,25 +49,9 @@ SETS: dict[str, tuple[str, int, str, dict[str, list[str]]]] = {
             "pyramid, averaged 0.95": [BITS, "images.averaging=0.95"],
         },
     ),
-    # Beside the curves of benchmarks.objectives, whose bound is clamp, the default
-    "bound": (
-        "fashion",
-        1,
-        "gradient",
-        {f"sigmoid, bits_weight {w}": [SIGMOID, f"bits_weight={w}"] for w in (0, 2, 10, 40)},
-    ),
-    "bound, CIFAR-10": (
-        "cifar",
-        1,
-        "gradient",
-        {f"sigmoid, bits_weight {w}": [SIGMOID, f"bits_weight={w}"] for w in (0, 2, 10, 40)},
-    ),
-    "bound, ten images per class": (
-        "fashion",
-        10,
-        "distribution",
-        {f"sigmoid, bits_weight {w}": [SIGMOID, f"bits_weight={w}"] for w in (0.1, 0.4, 1.6, 6.4)},
-    ),
+    "bound": ("fashion", 1, "gradient", sigmoid(0, 2, 10, 40)),
+    "bound, CIFAR-10": ("cifar", 1, "gradient", sigmoid(0, 2, 10, 40)),
+    "bound, ten images per class": ("fashion", 10, "distribution", sigmoid(0.1, 0.4, 1.6, 6.4)),
     "replicas": (
         "fashion",
         1,

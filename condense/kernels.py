@@ -1,5 +1,5 @@
 """Instance norm, ReLU and average pool of a ConvNet on a CPU in one pass (kernels.c). Built on first use, with what
-thin.py and winograd.py call.
+convolutions.py and thin.py call.
 
 Built with the machine's own C compiler for the machine's own processor, into the user's cache folder; where there is
 no compiler, `available` is False and callers take PyTorch's operations, which give the same within rounding.

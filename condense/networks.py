@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import skip_init
 
-from condense import convolutions, fused, kernels, thin
+from condense import convolutions, fused, kernels
 from condense.errors import ConfigError
 from condense.settings import Settings
 
@@ -100,7 +100,7 @@ class ConvNet(Learner):
     def once(self, images: Tensor) -> Tensor:
         """On a CPU the first block of grey images is one compiled call."""
         (convolution, norm), *deeper = self.blocks
-        if images.shape[1] > thin.FEW or not self._compiled(images):
+        if images.shape[1] > convolutions.FEW or not self._compiled(images):
             return self.forward(images)
         weight, bias = convolution.weight, cast(Tensor, convolution.bias)
         pooled = fused.first_block(images, weight, bias, norm.weight, norm.bias, norm.eps)

@@ -1,6 +1,7 @@
 /* 3x3 convolutions, padded by one, of images with few channels, like photographs: a library's are made for many. Where
    the norm, ReLU and pool follow, the convolution is computed again for its gradient, which is cheaper than to keep it.
-   A row of a padded image holds 3 I neighbours of a pixel side by side. Built by kernels.py, called by thin.py. */
+   A row of a padded image holds 3 I neighbours of a pixel side by side. Built by kernels.py, called by convolutions.py and
+   thin.py. */
 
 #include "activations.h"
 #include <stdlib.h>
@@ -85,7 +86,7 @@ static inline __attribute__((always_inline)) void dots(int vectors, const float 
 /* One group of images is after another, `each` of them, with weights of their own. False: no memory.
 
    thin_convolution: images (N, H, W, I), weights (G, 3, 3, I, O) -> z (N, H, W, O), images first to end - 1 alone.
-   thin_weight_gradient: images and gradients at z of G groups -> to_weights (G, 3, 3, I, O), which starts at zero.
+   thin_weight_gradient: images and gradients at z of G groups -> to_weights (G, 3, 3, I, O).
    narrow_convolution: as thin_convolution, but O is small and I is not; weights (G, I, across), flipped, 9 O of them
    side by side and zeros up to whole vectors. Each pixel adds to its nine neighbours.
    thin_forward: images -> pooled, mean, rstd. thin_backward adds to to_weight, to_gamma and to_beta. */
@@ -143,6 +144,7 @@ static inline __attribute__((always_inline)) void dots(int vectors, const float 
         float *padded = room_for((height + 2) * (width + 2) * inputs, sizeof(float));                                  \
         float *full = room_for(width * outputs, sizeof(float));                                                        \
         int done = padded && full;                                                                                    \
+        memset(to_weights, 0, groups * 9 * inputs * outputs * sizeof(float));                                         \
         for (int64_t n = 0; done && n < groups * each; n++) {                                                         \
             thin_pad_##SUFFIX(images + n * height * width * inputs, height, width, inputs, padded);                   \
             thin_rows_##SUFFIX(padded, gradients + n * height * width * outputs, height, width, inputs, outputs,      \

@@ -79,7 +79,7 @@ def _gradients(
     hidden = images.contiguous(memory_format=torch.channels_last)
     norms = [(norm.weight.float(), norm.bias.float(), norm.eps) for _, norm in network.blocks]
     bias = cast(Tensor, network.blocks[0][0].bias).float()
-    compiled = int(images.shape[1] <= thin.FEW)  # leading blocks that are one call
+    compiled = int(images.shape[1] <= convolutions.FEW)  # leading blocks that are one call
     kept = []
     if compiled:
         hidden, *statistics = thin.first_block(images, weights[0], bias, *norms[0])
