@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.addresses import RayAddresses
 from cluster.checkpoints import SharedCheckpoints
 from cluster.connection import connected, own_cluster
-from condense.allocator import keep_memory
+from condense.allocator import ONE_HEAP, keep_memory
 from condense.collective import Alone, ProcessGroup, check_mesh, most_workers
 from condense.condensation import condense
 from condense.config import RunConfig
@@ -49,9 +49,6 @@ RESIZE_S = 10.0  # between looks for machines that have joined; growing costs a 
 # Ray looks every 20 s at what an elastic group can count on. A group that is started before it has seen that a machine
 # was lost waits this long for it in vain.
 ELASTIC_START_S = "20"
-# glibc gives the thread that Ray Train computes in a heap of pieces of 64 MB, and returns each as soon as it is free: a
-# step of 100 MB tensors was a quarter slower than outside of Ray. From the one heap of all threads nothing is returned.
-WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 START_ATTEMPTS = 30  # of a minute each: how long a run waits for machines that a cluster lacks or has lost
 
 
@@ -153,7 +150,7 @@ def on_workers(
             run_config=ray.train.RunConfig(
                 name=started,
                 storage_path=scratch,
-                worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
+                worker_runtime_env={"env_vars": ONE_HEAP},
                 failure_config=ray.train.FailureConfig(
                     max_failures=config.max_failures, controller_failure_limit=START_ATTEMPTS
                 ),
