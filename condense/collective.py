@@ -22,6 +22,7 @@ from torch import Tensor
 
 from condense import errors
 from condense.errors import CondenseError, ConfigError
+from condense.shared_sum import share_memory
 
 GLOO_THREAD = "gloo_tcp_loop"
 
@@ -77,10 +78,14 @@ class ProcessGroup:
         _calm_exchanges()
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
+        self._shared = share_memory(self) if dist.get_backend(group) == "gloo" else None
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """All-reduce."""
-        dist.all_reduce(tensor, group=self._group)
+        """All-reduce; between processes of one machine through memory that they share."""
+        if self._shared is not None and self._shared.takes(tensor):
+            self._shared.sum_(tensor)
+        else:
+            dist.all_reduce(tensor, group=self._group)
         return tensor
 
     def begin_sum_(self, tensor: Tensor) -> Callable[[], object]:

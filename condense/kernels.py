@@ -32,7 +32,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 SOURCES = [
-    Path(__file__).with_name(name) for name in ("activations.h", "kernels.c", "thin.c", "winograd.c", "winograd.h")
+    Path(__file__).with_name(name)
+    for name in ("activations.h", "kernels.c", "shared_sum.c", "thin.c", "winograd.c", "winograd.h")
 ]
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 MOST_CHANNELS = 1024  # as in kernels.c: sums of one image's channels stand on the stack

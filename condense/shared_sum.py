@@ -1,0 +1,96 @@
+"""Sums over worker processes of one machine through memory that they share (shared_sum.c).
+
+Workers that train one network together exchange its gradients at every step. Two processes with a core each do that in
+0.1 ms; through gloo, whose threads hand a message on from one to the next, in 1 ms and more.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from condense import kernels
+from condense.errors import ClusterError
+
+TIMEOUT_S = 1800  # as long as torch.distributed waits
+
+
+class _Group(Protocol):
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    def gather(self, tensor: Tensor) -> Tensor: ...
+
+
+class SharedSum:
+    """The place of one process in the memory of all; what it calls, all call in the same order."""
+
+    def __init__(self, memory: mmap.mmap, rank: int, size: int, timeout_s: float = TIMEOUT_S) -> None:
+        self._memory, self._rank, self._size, self._timeout_s = memory, rank, size, timeout_s
+        self._meetings = ctypes.c_uint32(0)
+
+    def takes(self, tensor: Tensor) -> bool:
+        """Whether it can be summed: contiguous float32 on the CPU, which it is on all workers or on none."""
+        return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
+
+    def sum_(self, tensor: Tensor) -> None:
+        """`tensor`, in place, as the sum over workers, the same to the last bit on each.
+
+        Raises:
+            ClusterError: another worker has not come in half an hour.
+        """
+        library = kernels.built()
+        assert library is not None
+        whole = ctypes.c_char.from_buffer(self._memory)
+        numbers = ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(tensor.numel())
+        place = ctypes.byref(whole), ctypes.c_int64(self._rank), ctypes.c_int64(self._size)
+        wait = ctypes.c_int64(int(self._timeout_s * 1e9))
+        if not library.shared_sum(*numbers, *place, ctypes.byref(self._meetings), wait):
+            raise ClusterError(
+                f"another worker on this machine has not answered for {self._timeout_s:g} s",
+                "look at its log; the same command goes on from the last checkpoint",
+            )
+
+
+def share_memory(group: _Group) -> SharedSum | None:
+    """The memory that the workers of a group have in common, or None where they are not all on one machine, or any of
+    them lacks the kernels. All of them call it."""
+    if not sys.platform.startswith("linux"):
+        return None
+    # A process can open what another has open if both have the same kernel and see the same process numbers.
+    machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+    library = kernels.built()
+    mine = f"{machine} {library is not None}"
+    told = _told(group, mine)
+    if library is None or any(other != mine for other in told):
+        return None
+    library.shared_sum_bytes.restype = ctypes.c_int64
+    length = library.shared_sum_bytes(ctypes.c_int64(group.size))
+    memory, first = None, os.memfd_create("condense-sums") if group.rank == 0 else -1
+    if first >= 0:
+        os.ftruncate(first, length)
+    path = _told(group, f"/proc/{os.getpid()}/fd/{first}")[0]
+    try:
+        file = os.open(path, os.O_RDWR)
+        memory = mmap.mmap(file, length)
+        os.close(file)
+    except OSError:  # another user's process
+        pass
+    opened = _told(group, str(memory is not None))
+    if first >= 0:
+        os.close(first)
+    return None if memory is None or "False" in opened else SharedSum(memory, group.rank, group.size)
+
+
+def _told(group: _Group, text: str) -> list[str]:
+    """What each worker says, in the order of ranks."""
+    said = group.gather(torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8))
+    return bytes(said.tolist()).decode().split("\0")[:-1]
