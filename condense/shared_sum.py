@@ -10,6 +10,7 @@ import ctypes
 import mmap
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -74,16 +75,16 @@ def share_memory(group: _Group) -> SharedSum | None:
         return None
     library.shared_sum_bytes.restype = ctypes.c_int64
     length = library.shared_sum_bytes(ctypes.c_int64(group.size))
-    memory, first = None, os.memfd_create("condense-sums") if group.rank == 0 else -1
-    if first >= 0:
-        os.ftruncate(first, length)
+    memory, first = None, -1
+    if group.rank == 0:
+        with suppress(OSError):  # a system that forbids it; then the path is none
+            first = os.memfd_create("condense-sums")
+            os.ftruncate(first, length)
     path = _told(group, f"/proc/{os.getpid()}/fd/{first}")[0]
-    try:
+    with suppress(OSError):  # another user's process
         file = os.open(path, os.O_RDWR)
         memory = mmap.mmap(file, length)
         os.close(file)
-    except OSError:  # another user's process
-        pass
     opened = _told(group, str(memory is not None))
     if first >= 0:
         os.close(first)

@@ -1,5 +1,6 @@
 """Sums of real processes through memory that they share."""
 
+import os
 import sys
 import tempfile
 import time
@@ -43,6 +44,7 @@ def _worker(rank: int, file: str, size: int) -> None:
     strided = torch.full((2, 3), 1.0).t()
     assert torch.equal(group.sum_(strided), torch.full((3, 2), float(size)))
     _one_lacks_the_kernels(group)
+    _memory_is_forbidden(group)
     _one_does_not_come(group)
     dist.destroy_process_group()
 
@@ -50,6 +52,11 @@ def _worker(rank: int, file: str, size: int) -> None:
 def _one_lacks_the_kernels(group: ProcessGroup) -> None:
     built = None if group.rank == 1 else kernels.built()
     with patch.object(kernels, "built", return_value=built):
+        assert share_memory(group) is None
+
+
+def _memory_is_forbidden(group: ProcessGroup) -> None:
+    with patch.object(os, "memfd_create", side_effect=PermissionError):
         assert share_memory(group) is None
 
 
