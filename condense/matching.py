@@ -23,7 +23,8 @@ PUBLISHED = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 
 class MatchingConfig(Settings):
     """How real and synthetic images are compared, and how the network is trained in between."""
 
-    distance: Literal["cosine", "mse", "l1"] | None = None  # of gradients; None is the objective's own (cosine)
+    # Of gradients cosine (the default), mse or l1; of embeddings the means' (the default) or mmd: of all of them
+    distance: Literal["cosine", "mse", "l1", "mmd"] | None = None
     real_batch: int = Field(64, ge=1)  # real images per class and match step; published: 256
     # representative: those nearest to `real_batch` cluster centres of their class, chosen anew every 10 match steps
     real_batch_choice: Literal["random", "representative"] = "random"
@@ -65,6 +66,11 @@ def check_matching(objective: str, matching: MatchingConfig) -> None:
         raise ConfigError(
             "objective distribution takes a fresh untrained network for every match step",
             "leave matching.steps, matching.inner_epochs and matching.learner_training out",
+        )
+    if matching.distance == "mmd" and matching.real_batch < 2:
+        raise ConfigError(
+            "matching.distance mmd compares real images with each other, matching.real_batch is 1",
+            "set matching.real_batch to 2 or more",
         )
     if matching.learner_training == "synthetic" and matching.learner_cutmix:
         raise ConfigError(

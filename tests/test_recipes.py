@@ -70,7 +70,8 @@ def test_a_published_method_runs_resumes_exactly_and_its_file_reproduces_its_acc
     ("method", "override", "named"),
     [
         ("dm", "matching.steps=3", "objective distribution takes a fresh"),
-        ("dm", "matching.distance=mse", "objective distribution has one distance"),
+        ("dm", "matching.distance=mse", "objective distribution has no distance 'mse'"),
+        ("dsa", "matching.distance=mmd", "unknown gradient distance 'mmd'"),
         ("idc", "images.factor=3", "images.factor 3 does not divide the images' 16x16"),
         pytest.param(
             "dsa",
