@@ -45,6 +45,10 @@ OBJECTIVES: dict[str, tuple[list[str], list[float]]] = {
     "gradient, augmented": (["images.init=real", "matching.augment=dsa"], [0, 2, 10, 40, 150]),
     "gradient, factor 2": (["images.init=tiles", "images.factor=2"], [0, 2, 10, 40, 150]),
     "distribution": (["objective=distribution", "images.init=real"], [0, 0.1, 0.4, 1.6, 6.4, 25.6, 102.4]),
+    "distribution, mmd": (
+        ["objective=distribution", "images.init=real", "matching.distance=mmd"],
+        [0, 0.1, 0.4, 1.6, 6.4, 25.6, 102.4],
+    ),
 }
 UPDATES = {1: 150}  # of the images; where there are more of them, MORE_UPDATES
 MORE_UPDATES = 200
@@ -56,7 +60,7 @@ def settings(dataset: str, ipc: int, objective: str, data: Path) -> list[str]:
     updates = UPDATES.get(ipc, MORE_UPDATES)
     found = [f"source=parquet:{data / FILES[dataset]}", f"images_per_class={ipc}", *JUDGED, *own]
     found.append(f"images.learning_rate={0.1 if ipc == 1 else 0.05}")
-    if objective == "distribution":
+    if objective.startswith("distribution"):
         steps = updates
         found += ["matching.updates=1"]
     elif ipc == 1:
