@@ -12,8 +12,7 @@ discrepancy (Gretton et al. 2012; for condensation Zhang et al. 2024, "M3D"):
     D_c = 1/2 mean_ii' k(r_i, r_i') + 1/2 mean_jj' k(s_j, s_j') - mean_ij k(r_i, s_j),   k(a, b) = h exp(-|a - b|^2 / h)
 
 of embeddings r of real and s of synthetic images; h is the mean squared distance between two real images of the class
-as this network sees them. A large h would give the squared distance of the means again. Zhang et al. add up kernels of
-several widths.
+as this network sees them: the kernel and its width are ours. A large h would give the squared distance of the means.
 """
 
 from __future__ import annotations
