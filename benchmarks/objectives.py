@@ -60,7 +60,7 @@ def settings(dataset: str, ipc: int, objective: str, data: Path) -> list[str]:
     updates = UPDATES.get(ipc, MORE_UPDATES)
     found = [f"source=parquet:{data / FILES[dataset]}", f"images_per_class={ipc}", *JUDGED, *own]
     found.append(f"images.learning_rate={0.1 if ipc == 1 else 0.05}")
-    if objective.startswith("distribution"):
+    if "objective=distribution" in own:
         steps = updates
         found += ["matching.updates=1"]
     elif ipc == 1:

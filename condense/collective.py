@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -78,7 +79,9 @@ class ProcessGroup:
         _calm_exchanges()
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
-        self._shared = share_memory(self) if dist.get_backend(group) == "gloo" else None
+        self._shared = None
+        if dist.get_backend(group) == "gloo":
+            self._shared = share_memory(self.rank, self.size, partial(told, self, device=torch.device("cpu")))
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """All-reduce; between processes of one machine through memory that they share."""
@@ -143,6 +146,12 @@ def sum_all_(collective: Collective, tensors: Sequence[Tensor]) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
+def told(collective: Collective, text: str, device: torch.device) -> list[str]:
+    """What each worker says, in the order of ranks; `device` is that of the tensors which the collective carries."""
+    said = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
+    return bytes(collective.gather(said.to(device)).tolist()).decode().split("\0")[:-1]
+
+
 def agree(collective: Collective, error: CondenseError | None, device: torch.device) -> None:
     """Where one worker failed, all raise its error (the lowest rank's), so that none is left waiting.
 
@@ -150,11 +159,9 @@ def agree(collective: Collective, error: CondenseError | None, device: torch.dev
         error: this worker's, or None.
         device: of the tensors that the collective carries.
     """
-    told = b"" if error is None else "\x1f".join((type(error).__name__, error.problem, error.remedy)).encode() + b"\0"
-    mine = torch.frombuffer(bytearray(told), dtype=torch.uint8) if told else torch.empty(0, dtype=torch.uint8)
-    joined = bytes(collective.gather(mine.to(device)).tolist())
-    if joined:
-        kind, problem, remedy = joined.split(b"\0")[0].decode().split("\x1f")
+    mine = "" if error is None else "\x1f".join((type(error).__name__, error.problem, error.remedy))
+    for failed in filter(None, told(collective, mine, device)):
+        kind, problem, remedy = failed.split("\x1f")
         made: CondenseError = getattr(errors, kind)(problem, remedy)
         raise made
 

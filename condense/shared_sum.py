@@ -10,9 +10,9 @@ import ctypes
 import mmap
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,18 +23,10 @@ from condense.errors import ClusterError
 TIMEOUT_S = 1800  # as long as torch.distributed waits
 
 
-class _Group(Protocol):
-    @property
-    def rank(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-    def gather(self, tensor: Tensor) -> Tensor: ...
-
-
 class SharedSum:
     """The place of one process in the memory of all; what it calls, all call in the same order."""
 
-    def __init__(self, memory: mmap.mmap, rank: int, size: int, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, memory: mmap.mmap, rank: int, size: int, timeout_s: float) -> None:
         self._memory, self._rank, self._size, self._timeout_s = memory, rank, size, timeout_s
         self._meetings = ctypes.c_uint32(0)
 
@@ -61,37 +53,35 @@ class SharedSum:
             )
 
 
-def share_memory(group: _Group) -> SharedSum | None:
+def share_memory(
+    rank: int, size: int, told: Callable[[str], list[str]], timeout_s: float = TIMEOUT_S
+) -> SharedSum | None:
     """The memory that the workers of a group have in common, or None where they are not all on one machine, or any of
-    them lacks the kernels. All of them call it."""
+    them lacks the kernels. All of them call it.
+
+    Args:
+        told: what each worker says, in the order of ranks.
+        timeout_s: how long a sum waits for another worker.
+    """
     if not sys.platform.startswith("linux"):
         return None
     # A process can open what another has open if both have the same kernel and see the same process numbers.
     machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
     library = kernels.built()
     mine = f"{machine} {library is not None}"
-    told = _told(group, mine)
-    if library is None or any(other != mine for other in told):
+    if any(other != mine for other in told(mine)) or library is None:
         return None
     library.shared_sum_bytes.restype = ctypes.c_int64
-    length = library.shared_sum_bytes(ctypes.c_int64(group.size))
+    length = library.shared_sum_bytes(ctypes.c_int64(size))
     memory, first = None, -1
-    if group.rank == 0:
+    if rank == 0:
         with suppress(OSError):  # a system that forbids it; then the path is none
             first = os.memfd_create("condense-sums")
             os.ftruncate(first, length)
-    path = _told(group, f"/proc/{os.getpid()}/fd/{first}")[0]
-    with suppress(OSError):  # another user's process
-        file = os.open(path, os.O_RDWR)
-        memory = mmap.mmap(file, length)
-        os.close(file)
-    opened = _told(group, str(memory is not None))
+    path = told(f"/proc/{os.getpid()}/fd/{first}")[0]
+    with suppress(OSError), open(path, "r+b") as file:  # another user's process refuses
+        memory = mmap.mmap(file.fileno(), length)
+    opened = told(str(memory is not None))
     if first >= 0:
         os.close(first)
-    return None if memory is None or "False" in opened else SharedSum(memory, group.rank, group.size)
-
-
-def _told(group: _Group, text: str) -> list[str]:
-    """What each worker says, in the order of ranks."""
-    said = group.gather(torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8))
-    return bytes(said.tolist()).decode().split("\0")[:-1]
+    return None if memory is None or "False" in opened else SharedSum(memory, rank, size, timeout_s)

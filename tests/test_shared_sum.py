@@ -5,6 +5,7 @@ import sys
 import tempfile
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -14,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from condense import kernels
-from condense.collective import ProcessGroup
+from condense.collective import ProcessGroup, told
 from condense.errors import ClusterError
 from condense.shared_sum import SharedSum, share_memory
 
@@ -49,22 +50,25 @@ def _worker(rank: int, file: str, size: int) -> None:
     dist.destroy_process_group()
 
 
+def share(group: ProcessGroup, **options: float) -> SharedSum | None:
+    return share_memory(group.rank, group.size, partial(told, group, device=torch.device("cpu")), **options)
+
+
 def _one_lacks_the_kernels(group: ProcessGroup) -> None:
     built = None if group.rank == 1 else kernels.built()
     with patch.object(kernels, "built", return_value=built):
-        assert share_memory(group) is None
+        assert share(group) is None
 
 
 def _memory_is_forbidden(group: ProcessGroup) -> None:
     with patch.object(os, "memfd_create", side_effect=PermissionError):
-        assert share_memory(group) is None
+        assert share(group) is None
 
 
 def _one_does_not_come(group: ProcessGroup) -> None:
     """It says so when the time is up, also after it has gone to sleep."""
-    shared = share_memory(group)
+    shared = share(group, timeout_s=0.3)
     assert isinstance(shared, SharedSum)
-    shared._timeout_s = 0.3
     started = time.monotonic()
     if group.rank > 0:
         with pytest.raises(ClusterError, match="another worker on this machine"):

@@ -51,9 +51,9 @@ class DistributionMatching:
 
     def _target(self, network: Learner, images: Tensor, piece: int) -> Tensor:
         embedded = [network.embed(part.to(self.precision)).float() for part in images.split(piece)]
-        return (
-            torch.cat(embedded) if self.whole else torch.stack([part.sum(0) for part in embedded]).sum(0) / len(images)
-        )
+        if self.whole:
+            return torch.cat(embedded)
+        return torch.stack([part.sum(0) for part in embedded]).sum(0) / len(images)
 
     def distances(self, network: Learner, target: Tensor, synthetic: Tensor, classes: Tensor) -> Tensor:
         """Distances (C,) of the synthetic images (C, ipc, channels, H, W) to the target; differentiable in them."""
