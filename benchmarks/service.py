@@ -1,6 +1,6 @@
 """What the service costs beside the in-process loop, and what a second worker gives: the same run three ways.
 
-    python -m benchmarks.service --out benchmarks/results/service.jsonl   # two idle cores; an hour
+    python -m benchmarks.service --repeats 3 --out benchmarks/results/service.jsonl   # two idle cores; eight minutes
     python -m benchmarks.service --set replicas=2 --out benchmarks/results/replicas.jsonl  # a network on each of two
     python -m benchmarks.service --tiny                                   # does it work?
     python -m benchmarks.service --read benchmarks/results/service.jsonl  # the table of rows taken before
