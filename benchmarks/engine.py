@@ -6,8 +6,8 @@
 `speed` times one match step (10 classes, 256 real images each, width 128, one image update) and one epoch of the
 network on the synthetic set: the reference (benchmarks/reference/dc.py) in a process of its own, whose allocator is
 left alone, ours in float32 and in bfloat16 likewise, one after the other, `--repeats` rounds. CPU-seconds, so that
-other work on the machine counts little; the smallest of each. `memory` runs one outer step per process on generated
-images of a tiny network, and prints what the process's memory grew by.
+other work on the machine counts little; medians, and the ratio of each round. `memory` runs one outer step per process
+on generated images of a tiny network, and prints what the process's memory grew by.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -116,7 +117,7 @@ def child(*arguments: object, module: str = "benchmarks.engine") -> Any:
 
 
 def speed(out: Path, datasets: list[str], ipcs: list[int], repeats: int) -> None:
-    """Runs what the file lacks, row by row, and prints the table."""
+    """Adds a row for each dataset and images per class to `out`, and prints the table of all that it has."""
     for dataset in datasets:
         for ipc in ipcs:
             rows: dict[str, dict[str, list[float]]] = {}
@@ -133,15 +134,27 @@ def speed(out: Path, datasets: list[str], ipcs: list[int], repeats: int) -> None
             append(out, row)
     print("| | ipc | reference | float32 | bfloat16 | of the ceiling, float32 | inner epoch: reference | ours |")
     print("|---|---|---|---|---|---|---|---|")
+    highest = max((row["ceiling_gflops"] for row in finished(out)), default=0)
     for row in finished(out):
-        best = {name: {part: min(times) for part, times in parts.items()} for name, parts in row["seconds"].items()}
-        reference, ours, half = (best[name]["match"] for name in ("reference", "float32", "bfloat16"))
-        share = gflop(SHAPES[row["dataset"]], CLASSES * REAL) / ours / row["ceiling_gflops"]
-        epochs = [best[name]["epoch"] for name in ("reference", "float32")]
+        typical = {
+            name: {part: statistics.median(times) for part, times in parts.items()}
+            for name, parts in row["seconds"].items()
+        }
+        share = gflop(SHAPES[row["dataset"]], CLASSES * REAL) / typical["float32"]["match"] / highest
+        epochs = [typical[name]["epoch"] for name in ("reference", "float32")]
         print(
-            f"| {row['dataset']} | {row['ipc']} | {reference:.2f} | {ours:.2f} ({reference / ours:.1f}x) "
-            f"| {half:.2f} ({reference / half:.1f}x) | {share:.0%} | {epochs[0]:.3f} | {epochs[1]:.3f} |"
+            f"| {row['dataset']} | {row['ipc']} | {typical['reference']['match']:.2f} "
+            f"| {beside_reference(row['seconds'], 'float32')} | {beside_reference(row['seconds'], 'bfloat16')} "
+            f"| {share:.0%} | {epochs[0]:.3f} | {epochs[1]:.3f} |"
         )
+
+
+def beside_reference(seconds: dict[str, dict[str, list[float]]], precision: str) -> str:
+    """The median time of a match step; how many times as long the reference took, by repeat: median, least, most."""
+    reference, ours = (seconds[name]["match"] for name in ("reference", precision))
+    ratios = sorted(slow / fast for slow, fast in zip(reference, ours, strict=True))
+    spread = f"{statistics.median(ratios):.1f}x; {ratios[0]:.1f} to {ratios[-1]:.1f}"
+    return f"{statistics.median(ours):.2f} ({spread})"
 
 
 def grown(classes: int, ipc: int) -> dict[str, float]:
@@ -181,7 +194,7 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--ipcs", type=int, nargs="+", default=[1, 10])
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 100, 300, 1000])
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--ipc", type=int, default=1)
     parser.add_argument("--classes", type=int, default=10)

@@ -1,6 +1,6 @@
 """A cost model of an outer step on W workers that share the classes, held against this machine, and asked about GPUs.
 
-    python -m benchmarks.scaling measured --rows benchmarks/results/service.jsonl    # two idle cores, a minute
+    python -m benchmarks.scaling measured --rows benchmarks/results/service.jsonl    # two idle cores, four minutes
     python -m benchmarks.scaling measured --rows benchmarks/results/replicas.jsonl --set replicas=2
     python -m benchmarks.scaling gpus                                                # arithmetic alone
 
@@ -22,6 +22,7 @@ import argparse
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,11 +60,11 @@ def engine_seconds(config: RunConfig, classes: int) -> dict[str, float]:
     return {part: seconds / STEPS for part, seconds in engine.stopwatch.seconds.items()}
 
 
-def side_by_side(config: RunConfig, classes: int, clock: str) -> dict[str, float]:
-    """The slower of two processes' `engine_seconds` at the same time: two cores share caches and memory."""
-    with ProcessPoolExecutor(2, mp.get_context("spawn"), _start, (clock,)) as pool:
-        both = list(pool.map(engine_seconds, [config] * 2, [classes] * 2))
-    return max(both, key=lambda parts: sum(parts.values()))
+def side_by_side(config: RunConfig, classes: int, clock: str, processes: int) -> dict[str, float]:
+    """The slowest of so many processes' `engine_seconds` at the same time: cores share caches and memory."""
+    with ProcessPoolExecutor(processes, mp.get_context("spawn"), _start, (clock,)) as pool:
+        found = list(pool.map(engine_seconds, [config] * processes, [classes] * processes))
+    return max(found, key=lambda parts: sum(parts.values()))
 
 
 def _start(clock: str) -> None:
@@ -94,13 +95,18 @@ def _exchange(rank: int, numbers: int, found: list[float]) -> None:
     dist.destroy_process_group()
 
 
-def measured(rows: Path, settings: list[str], clock: str) -> None:
+def measured(rows: Path, settings: list[str], clock: str, repeats: int) -> None:
     """The model's prediction of the two-worker run of benchmarks.service, beside what it took."""
     _start(clock)
     config = resolve(RunConfig, ROOT / "examples" / "quickstart.yaml", (*FULL, "bits_weight=0", "workers=0", *settings))
     slices, columns = mesh_shape(2, config.replicas)
     shared = config.model_copy(update={"replicas": config.replicas // columns})
-    whole, half = engine_seconds(config, 10), side_by_side(shared, 10 // slices, clock)
+    whole = engine_seconds(config, 10)
+    alone, together = zip(
+        *((side_by_side(shared, 10 // slices, clock, processes) for processes in (1, 2)) for _ in range(repeats)),
+        strict=True,
+    )
+    half = medians(together)
     steps, epochs = config.matching.schedule(config.images_per_class)
     source, _ = open_checked(config)
     if columns == 1:
@@ -110,7 +116,12 @@ def measured(rows: Path, settings: list[str], clock: str) -> None:
     else:
         exchanges, numbers = steps * config.matching.updates, 10 * config.images_per_class * math.prod(source.shape)
     exchange = exchange_seconds(numbers)
-    print(f"parts of one worker {shown(whole)}; of each of two {shown(half)}")
+    print(
+        f"parts of one worker {shown(whole)}; of each of two {shown(half)}, where it is alone {shown(medians(alone))}"
+    )
+    for part in half:
+        slower = sorted(100 * (beside[part] / own[part] - 1) for own, beside in zip(alone, together, strict=True))
+        print(f"beside the other {part} {statistics.median(slower):+.0f} % ({slower[0]:.0f} to {slower[-1]:.0f})")
     print(f"{exchanges} exchanges of {numbers:,} floats an outer step, {1000 * exchange:.2f} ms each")
     one, two = sum(whole.values()), sum(half.values()) + exchanges * exchange
     fixed = 2 * sum(half.values()) - sum(whole.values())
@@ -124,6 +135,11 @@ def measured(rows: Path, settings: list[str], clock: str) -> None:
             config.outer_steps - 1
         )
         print(f"{workers} workers: measured {taken:.2f} s, prediction {100 * (predicted / taken - 1):+.0f} %")
+
+
+def medians(found: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of each part."""
+    return {part: statistics.median(parts[part] for parts in found) for part in found[0]}
 
 
 def shown(parts: dict[str, float]) -> str:
@@ -237,9 +253,10 @@ def main() -> None:
     parser.add_argument(
         "--clock", choices=["wall", "cpu"], default="wall", help="cpu: of one process, on a busy machine"
     )
+    parser.add_argument("--repeats", type=int, default=5, help="of a worker's share alone and beside another, in turn")
     arguments = parser.parse_args()
     if arguments.what == "measured":
-        measured(arguments.rows, arguments.set, arguments.clock)
+        measured(arguments.rows, arguments.set, arguments.clock, arguments.repeats)
     else:
         gpus()
 

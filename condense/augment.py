@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from condense.devices import sent
+
 STRATEGIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
 TOGETHER = ("color", "crop", "cutout")  # Kim et al. 2022 apply these three, one after the other
 
@@ -60,17 +62,17 @@ def augment_classes(images: Tensor, draws: Sequence[tuple[Draw, ...]]) -> Tensor
         for kind in sorted({draw.kind for draw in stage}):
             chosen = [index for index, draw in enumerate(stage) if draw.kind == kind]
             numbers = torch.cat([stage[index].numbers for index in chosen]).repeat_interleave(images.shape[1], 0)
-            rows = torch.tensor(chosen, device=images.device)
+            rows = sent(torch.tensor(chosen), images.device)
             changed = augment(images[rows].flatten(0, 1), Draw(kind, numbers))
             parts.append(changed.unflatten(0, (len(chosen), images.shape[1])))
             order += chosen
-        images = torch.cat(parts)[torch.tensor(order, device=images.device).argsort()]
+        images = torch.cat(parts)[sent(torch.tensor(order).argsort(), images.device)]
     return images
 
 
 def augment(images: Tensor, draw: Draw) -> Tensor:
     """(N, C, H, W) normalised images, transformed; differentiable in the images."""
-    numbers = draw.numbers.to(images.device, images.dtype).expand(len(images), 4)
+    numbers = sent(draw.numbers, images.device, images.dtype).expand(len(images), 4)
     match draw.kind:
         case "color":
             return _color(images, numbers)
@@ -82,7 +84,12 @@ def augment(images: Tensor, draw: Draw) -> Tensor:
             return torch.where((numbers[:, 0] < FLIP)[:, None, None, None], images.flip(3), images)
         case "scale":
             low = 1 / SCALE
-            return _affine(images, numbers[:, 0] * (SCALE - low) + low, numbers[:, 1] * (SCALE - low) + low, 0.0)
+            return _affine(
+                images,
+                numbers[:, 0] * (SCALE - low) + low,
+                numbers[:, 1] * (SCALE - low) + low,
+                torch.zeros_like(numbers[:, 0]),
+            )
         case _:
             ones = torch.ones_like(numbers[:, 0])
             return _affine(images, ones, ones, (2 * numbers[:, 0] - 1) * math.radians(ROTATE_DEGREES))
@@ -100,7 +107,7 @@ def crop_scale_rotate(images: Tensor, draws: torch.Generator) -> Tensor:
     angle = torch.where(kind == 2, math.radians(DC_ROTATE_DEGREES) * numbers[:, 0], 0.0)
     rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(count, 2, 2)
     move = 2 * shift / torch.tensor([width, height])
-    theta = torch.cat([rotation / scale[:, None], move[:, :, None]], 2).to(images.device, images.dtype)
+    theta = sent(torch.cat([rotation / scale[:, None], move[:, :, None]], 2), images.device, images.dtype)
     fill = images.mean((0, 2, 3), keepdim=True)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images - fill, grid, align_corners=False) + fill
@@ -138,8 +145,7 @@ def _cutout(images: Tensor, numbers: Tensor) -> Tensor:
     return images * (~hole)[:, None].to(images.dtype)
 
 
-def _affine(images: Tensor, scale_x: Tensor, scale_y: Tensor, angle: Tensor | float) -> Tensor:
-    angle = torch.as_tensor(angle, device=images.device, dtype=images.dtype).expand(len(images))
+def _affine(images: Tensor, scale_x: Tensor, scale_y: Tensor, angle: Tensor) -> Tensor:
     zeros = torch.zeros_like(angle)
     top = torch.stack([scale_x * angle.cos(), -scale_y * angle.sin(), zeros], 1)
     bottom = torch.stack([scale_x * angle.sin(), scale_y * angle.cos(), zeros], 1)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from condense import seeding
+from condense.devices import sent
 from condense.evaluation import Normalisation
 from condense.networks import Learner
 from condense.pixels import to_float
@@ -39,7 +40,7 @@ def representatives(features: Tensor, count: int) -> Tensor:
     for _ in range(LLOYD):
         nearest = torch.cdist(features, centres).argmin(1)
         sums = torch.zeros_like(centres).index_add_(0, nearest, features)
-        sizes = torch.bincount(nearest, minlength=count)[:, None]
+        sizes = torch.zeros_like(centres[:, :1]).index_add_(0, nearest, torch.ones_like(features[:, :1]))
         centres = torch.where(sizes > 0, sums / sizes.clamp_min(1), centres)
     return torch.cdist(centres, features).argmin(1)
 
@@ -63,7 +64,8 @@ class RealBatches:
         rows = []
         for label, images in zip(self.labels, self.real, strict=True):
             draws = seeding.generator(self.seed, purpose, step=match, index=label, replica=self.replica)
-            rows.append(images[random_rows(len(images), size or self.size, draws).to(images.device)])
+            chosen = random_rows(len(images), size or self.size, draws)
+            rows.append(images[sent(chosen, images.device)])
         return torch.stack(rows)
 
     @torch.no_grad()
@@ -73,7 +75,7 @@ class RealBatches:
         for label, images in zip(self.labels, self.real, strict=True):
             draws = seeding.generator(self.seed, "representatives", step=match, index=label, replica=self.replica)
             chosen = random_rows(len(images), max(self.size, min(len(images), CANDIDATES * self.size)), draws)
-            candidates = images[chosen.to(images.device)]
+            candidates = images[sent(chosen, images.device)]
             features = [network.embed(normalisation.apply(to_float(part))) for part in candidates.split(self.size)]
             rows.append(candidates[representatives(torch.cat(features), self.size)])
         return torch.stack(rows)

@@ -26,6 +26,7 @@ from condense.augment import Draw, augment_classes, draw_transforms
 from condense.batches import RealBatches, choice_at
 from condense.collective import Mesh
 from condense.decoder import decode
+from condense.devices import sent
 from condense.errors import NonFiniteError
 from condense.evaluation import Normalisation
 from condense.flow.bits import Density, bits_per_dim
@@ -110,7 +111,7 @@ class Engine:
                 matching=matching,
                 network=network if replica == mesh.own.start else copy.deepcopy(network),
                 normalisation=normalisation,
-                batches=RealBatches(real, synthetic.classes.tolist(), matching.real_batch, seed, replica),
+                batches=RealBatches(real, synthetic.owned, matching.real_batch, seed, replica),
                 seed=seed,
                 class_count=class_count,
                 flip=flip,
@@ -126,24 +127,28 @@ class Engine:
         self.schedule, self.updates = schedule, self.match_steps * matching.updates  # of an outer step
         self.device = synthetic.classes.device
         self.stopwatch = Stopwatch(self.device)
-        self._bad: str | None = None
+        self._bad = torch.zeros(len(synthetic.classes), dtype=torch.bool, device=self.device)  # found not finite first
 
     def outer_step(self, step: int) -> StepResult:
         """One fresh network a replica: `match_steps` real batches to match, the network trained in between.
 
+        Only at its end is anything read from the device, so that a GPU is never waited for in between.
+
         Raises:
             NonFiniteError: naming the step and the class.
         """
-        totals = torch.zeros(3, dtype=torch.float64)
+        totals = torch.zeros(3, dtype=torch.float64, device=self.device)
         for match in range(step * self.match_steps, (step + 1) * self.match_steps):
             with self.stopwatch.part("network training"):
                 for learner in self.learners:
                     self._prepare_learner_(learner, step, match)
             totals += self._match(match)
         with self.stopwatch.part("communication"):
-            totals = self.mesh.everyone.sum_(totals.to(self.device)).cpu() / self.match_steps
+            totals = self.mesh.everyone.sum_(totals).cpu() / self.match_steps
+        self.stopwatch.settle()
         if totals[2] > 0:  # summed over workers, so that all stop at the same step
-            whose = self._bad or "a class on another worker"
+            own = [label for label, bad in zip(self.synthetic.owned, self._bad.tolist(), strict=True) if bad]
+            whose = f"class {own[0]}" if own else "a class on another worker"
             raise NonFiniteError(
                 f"the loss or gradient of {whose} is not finite at outer step {step}",
                 "lower images.learning_rate or bits_weight; the last checkpoint is intact",
@@ -178,7 +183,7 @@ class Engine:
                 1,
                 flip=self.flip,
             )
-            for label in self.synthetic.classes.tolist()
+            for label in self.synthetic.owned
         ]
         with self.stopwatch.part("real gradients"):
             batch, parts = self._real_batch(learner, match), []
@@ -230,8 +235,7 @@ class Engine:
         gradient, *to_labels = (torch.cat(parts) for parts in zip(*gradients, strict=True))
         finite = [part.flatten(1).isfinite().all(1) for part in (gradient, *to_labels)]
         bad = ~(distances.isfinite() & torch.stack(finite).all(0))
-        if bool(bad.any()):
-            self._bad = f"class {classes[bad].tolist()[0]}"
+        self._bad |= bad & ~self._bad.any()
         with self.stopwatch.part("image update"):
             for index, group in enumerate(self.optimizer.param_groups):
                 group["lr"] = self._rate(update, index)
@@ -243,7 +247,7 @@ class Engine:
             self.optimizer.step()
             self.synthetic.average_()
         share = distances.sum() / self.class_count
-        return torch.stack([share, bits, bad.sum()]).double().cpu()
+        return torch.stack([share, bits, bad.sum()]).double()
 
     def _matched(
         self, goals: Sequence[_Goal], part: int, learned: Sequence[Tensor], classes: Tensor
@@ -282,14 +286,10 @@ class Engine:
         """This worker's share of the mean bits per dim, and its gradient at the images: zero at those of which another
         worker of the slice measures the bits."""
         count = self.class_count * self.ipc
-        noise = torch.stack(
-            [
-                torch.rand(
-                    images.shape[1:], generator=seeding.generator(self.seed, "dequantisation", step=update, index=label)
-                )
-                for label in self.synthetic.classes.tolist()
-            ]
-        ).to(self.device)
+        draws = (
+            seeding.generator(self.seed, "dequantisation", step=update, index=label) for label in self.synthetic.owned
+        )
+        noise = sent(torch.stack([torch.rand(images.shape[1:], generator=drawn) for drawn in draws]), self.device)
         total = torch.zeros((), device=self.device)
         flat, noise = images.flatten(0, 1), noise.flatten(0, 1)
         gradient = torch.zeros_like(flat)

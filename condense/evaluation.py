@@ -22,6 +22,7 @@ from torch.nn import functional as F  # noqa: N812
 from condense import seeding
 from condense.augment import augment, crop_scale_rotate, draw_transform
 from condense.collective import Collective
+from condense.devices import sent
 from condense.errors import NonFiniteError
 from condense.networks import Learner, NetworkConfig, build_network, initialise_
 from condense.pixels import to_float
@@ -77,8 +78,10 @@ class Normalisation:
     def apply(self, images: Tensor) -> Tensor:
         """(..., C, H, W) in [0, 1] to zero mean and unit deviation."""
         shape = (-1, 1, 1)
-        mean = torch.tensor(self.mean, device=images.device, dtype=images.dtype).view(shape)
-        std = torch.tensor(self.std, device=images.device, dtype=images.dtype).view(shape)
+        mean, std = (
+            sent(torch.tensor(values, dtype=images.dtype).view(shape), images.device)
+            for values in (self.mean, self.std)
+        )
         return (images - mean) / std
 
 
@@ -195,7 +198,7 @@ class Evaluator:
         for epoch in range(recipe.epochs):
             if epoch == recipe.epochs // 2 + 1:
                 optimizer.param_groups[0]["lr"] = recipe.learning_rate / 10
-            order = torch.stack([torch.randperm(len(images), generator=draws) for draws in orders]).to(device)
+            order = sent(torch.stack([torch.randperm(len(images), generator=draws) for draws in orders]), device)
             for batch in order.split(recipe.batch_size, dim=1):
                 chosen = inputs[batch]
                 if recipe.augmentation != "none":

@@ -1,4 +1,4 @@
-"""A ConvNet's blocks on a CPU, compiled, for automatic differentiation.
+"""A ConvNet's blocks for automatic differentiation; on a CPU compiled.
 
 They equal PyTorch's layers within rounding. `convolution` and `weight_gradients` are each other's derivatives, any
 number of times; `norm_relu_pool` can be differentiated twice, as matching does; `first_block` once, where learners are
@@ -7,12 +7,13 @@ trained or tested.
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from condense import convolutions, kernels, thin
+from condense import blocks, convolutions, kernels, thin
 
 
 def convolution(images: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -29,12 +30,13 @@ def weight_gradients(images: Tensor, gradients: Tensor, groups: int) -> Tensor:
 
 
 def norm_relu_pool(activation: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
-    """avg_pool2d(relu(instance_norm(z) * gamma + beta), 2) of z (N, C, H, W), where `kernels.available`.
+    """avg_pool2d(relu(instance_norm(z) * gamma + beta), 2) of z (N, C, H, W).
 
     Gradients of its gradients are those in z and in what comes from above; in gamma and beta there are none.
     """
-    # Before `apply`: what is made inside has no history, and the second derivative would end there.
-    activation = activation.contiguous(memory_format=torch.channels_last)
+    if _implementation(activation) is kernels:
+        # Before `apply`: what is made inside has no history, and the second derivative would end there.
+        activation = activation.contiguous(memory_format=torch.channels_last)
     pooled: Tensor = _NormReluPool.apply(activation, gamma, beta, eps)
     return pooled
 
@@ -83,12 +85,18 @@ class _WeightGradients(torch.autograd.Function):
         )
 
 
+def _implementation(activation: Tensor) -> ModuleType:
+    """Where norm, ReLU and pool of these activations are computed."""
+    return kernels if kernels.available(activation, activation.dtype, activation.shape[1]) else blocks
+
+
 class _NormReluPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, activation: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
-        pooled, mean, rstd = kernels.norm_relu_pool(activation, gamma, beta, eps)
-        ctx.save_for_backward(activation, gamma, beta, mean, rstd)
-        return pooled
+        pooled, *kept = _implementation(activation).norm_relu_pool(activation, gamma, beta, eps)
+        ctx.save_for_backward(activation, gamma, beta, *kept)
+        found: Tensor = pooled
+        return found
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
@@ -98,22 +106,23 @@ class _NormReluPool(torch.autograd.Function):
 
 class _NormReluPoolGradient(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, gradient: Tensor, activation: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, rstd: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(gradient, activation, gamma, beta, mean, rstd)
-        found = kernels.norm_relu_pool_gradient(activation, gradient, gamma, beta, mean, rstd)
+    def forward(ctx: Any, gradient: Tensor, activation: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(gradient, activation, *rest)
+        found: tuple[Tensor, Tensor, Tensor] = _implementation(activation).norm_relu_pool_gradient(
+            activation, gradient, *rest
+        )
         ctx.mark_non_differentiable(*found[1:])
+        ctx.set_materialize_grads(False)  # no zeros for those
         return found
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         gradient, activation, *rest = ctx.saved_tensors
         if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
             raise NotImplementedError("gradients of gradients in a norm's own parameters")
-        to_gradient, to_activation = kernels.norm_relu_pool_twice(activation, gradient, outputs[0], *rest)
-        return to_gradient, to_activation, None, None, None, None
+        found = _implementation(activation).norm_relu_pool_twice(activation, gradient, outputs[0], *rest)
+        return (*found, *(None for _ in rest))
 
 
 class _FirstBlock(torch.autograd.Function):

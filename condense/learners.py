@@ -19,6 +19,7 @@ from condense import seeding
 from condense.augment import augment, draw_transforms
 from condense.batches import RealBatches
 from condense.collective import Collective, sum_all_
+from condense.devices import sent
 from condense.evaluation import Normalisation
 from condense.matching import MatchingConfig
 from condense.networks import Learner, initialise_
@@ -78,7 +79,7 @@ class LearnerTraining:
         for parameter, kept in zip(self.network.parameters(), self._pool[index], strict=True):
             parameter.copy_(kept)
             if parameter.ndim > 1:
-                noise = torch.randn(kept.shape, generator=draws).to(kept.device).flatten(1)
+                noise = sent(torch.randn(kept.shape, generator=draws), kept.device).flatten(1)
                 scale = kept.flatten(1).norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)
                 parameter.add_((noise * scale).view_as(kept), alpha=self.matching.pool_noise)
 
@@ -94,7 +95,7 @@ class LearnerTraining:
             draws = seeding.generator(self.seed, "inner-order", step=match, index=epoch, replica=self.replica)
             for batch in torch.randperm(count, generator=draws).split(self.matching.learner_batch):
                 mine = (batch >= first) & (batch < first + len(own))
-                rows = batch[mine].to(own.device)
+                rows = sent(batch[mine], own.device)
                 inputs = self._augmented(own[rows - first], mine, draws)
                 labels = rows // per_class if soft is None else soft.flatten(0, 1)[rows - first]
                 self._step_(inputs, [(1.0, labels)], len(batch))
@@ -108,14 +109,14 @@ class LearnerTraining:
         for batch in torch.randperm(len(whole), generator=draws).split(self.matching.learner_batch):
             labels = batch // per_class
             mine = (labels >= self.first_class) & (labels < self.last_class)
-            inputs = self._augmented(whole[batch.to(whole.device)], torch.ones_like(mine), draws)
+            inputs = self._augmented(whole[sent(batch, whole.device)], torch.ones_like(mine), draws)
             targets = [(1.0, labels[mine])]
             if self.matching.learner_cutmix:
                 partners = torch.randperm(len(batch), generator=draws)
-                inputs, kept = cutmix(inputs, inputs[partners.to(inputs.device)], draws)
+                inputs, kept = cutmix(inputs, inputs[sent(partners, inputs.device)], draws)
                 targets = [(kept, labels[mine]), (1 - kept, labels[partners][mine])]
-            own = inputs[mine.to(inputs.device)]
-            self._step_(own, [(weight, labels.to(own.device)) for weight, labels in targets], len(batch))
+            own = inputs[sent(mine.nonzero()[:, 0], inputs.device)]
+            self._step_(own, [(weight, sent(labels, own.device)) for weight, labels in targets], len(batch))
 
     def _augmented(self, images: Tensor, mine: Tensor, draws: torch.Generator) -> Tensor:
         """The images of a batch that `mine` marks, augmented by numbers drawn for the whole batch."""

@@ -96,14 +96,15 @@ class SyntheticSet:
             Where labels are soft, their logits (C, ipc, classes of the whole set) come last.
         levels: how many of the parameters are pixels.
         averages: of the parameters over updates, one by one; None where the parameters are the result.
-        classes: (C,) int64, the label of each row.
+        owned: the label of each row.
+        classes: the same on the device, (C,) int64.
         factor: each image is a canvas of factor^2 images that learners see.
     """
 
     def __init__(
         self,
         parameters: Sequence[Tensor],
-        classes: Tensor,
+        owned: range,
         bound: Literal["sigmoid", "clamp"] = "clamp",
         factor: int = 1,
         averaging: float = 0.0,
@@ -121,7 +122,8 @@ class SyntheticSet:
         self.averages = [parameter.clone() for parameter in parameters] if averaging else None
         self.averaging, self.averaged = averaging, 0
         self.parameters = [parameter.requires_grad_() for parameter in parameters]
-        self.classes, self.factor = classes, factor
+        self.owned, self.factor = owned, factor
+        self.classes = torch.tensor(owned).to(self.parameters[0].device)
 
     @property
     def alpha(self) -> Tensor:
@@ -235,10 +237,9 @@ def initial_set(
         while side >= COARSEST:
             parameters.append(torch.zeros((*parameters[0].shape[:-2], side, side), device=device))
             side //= 2
-    labels = torch.tensor(list(classes), device=device)
     if logits is not None:
         logits = logits.to(device)
-    return SyntheticSet(parameters, labels, config.bound, config.factor, config.averaging, logits)
+    return SyntheticSet(parameters, classes, config.bound, config.factor, config.averaging, logits)
 
 
 def _start(config: ImagesConfig, images: Tensor, label: int, ipc: int, seed: int, draws: torch.Generator) -> Tensor:

@@ -1,10 +1,13 @@
 """One outer step: what it minimises, that slices do not change it, that it stops on what is not finite."""
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from condense.collective import Alone, Mesh, build_mesh, class_slice
 from condense.engine import Engine
@@ -45,8 +48,10 @@ def engine(
     mesh: Mesh | None = None,
     images: ImagesConfig | None = None,
     matching: MatchingConfig | None = None,
+    objective: str = "gradient",
+    device: str = "cpu",
 ) -> Engine:
-    real = [real_images()[label] for label in owned]
+    real = [real_images()[label].to(device) for label in owned]
     images = images or ImagesConfig()
     logits = initial_logits(owned, ipc, CLASSES) if images.labels == "soft" else None
     return Engine(
@@ -55,8 +60,8 @@ def engine(
         bits_weight=bits_weight,
         schedule=Schedule(4),
         seed=3,
-        objective=build_objective("gradient", distance="cosine", precision=torch.float32),
-        network=build_network(NetworkConfig(width=6, depth=2), SHAPE, CLASSES),
+        objective=build_objective(objective, distance=None, precision=torch.float32),
+        network=build_network(NetworkConfig(width=6, depth=2), SHAPE, CLASSES).to(device),
         density=QuadraticDensity(SHAPE) if bits_weight else None,
         normalisation=Normalisation((0.5,), (0.25,)),
         real=real,
@@ -164,6 +169,60 @@ def test_a_non_finite_gradient_stops_the_run_and_names_step_and_class() -> None:
         made.synthetic.parameters[0][2] = torch.nan
     with pytest.raises(NonFiniteError, match="class 2 is not finite at outer step 1"):
         made.outer_step(1)
+
+
+class CopiesThatWait(TorchDispatchMode):
+    """Counts the copies between devices, and those of them that would wait until a GPU is idle."""
+
+    count = waiting = 0
+
+    def __torch_dispatch__(
+        self, called: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = dict(kwargs or {})
+        if called is torch.ops.aten._to_copy.default:
+            here, there, waits = args[0].device, options.get("device"), not options.get("non_blocking")
+        elif called is torch.ops.aten.copy_.default:
+            here, there, waits = args[1].device, args[0].device, not (*args, False)[2]
+        else:
+            here = there = waits = None
+        if there is not None and here.type != torch.device(there).type:
+            self.count += 1
+            self.waiting += bool(waits)
+        return called(*args, **options)
+
+
+@pytest.mark.parametrize(
+    ("objective", "images", "matching"),
+    [
+        ("gradient", {}, {"inner_epochs": 1, "augment": "dsa"}),
+        (
+            "gradient",
+            {"factor": 2, "averaging": 0.9},
+            {"learner_training": "real", "learner_cutmix": True, "augment": "color-crop-cutout"},
+        ),
+        ("gradient", {"labels": "soft"}, {"learner_training": "pool", "pool": 2, "pool_steps": 1}),
+        ("gradient", {"optimizer": "adam"}, {"inner_epochs": 1, "real_batch_choice": "representative"}),
+        ("distribution", {}, {"augment": "dsa"}),
+    ],
+)
+def test_an_outer_step_waits_for_its_device_only_at_its_end(
+    objective: str, images: dict[str, Any], matching: dict[str, Any]
+) -> None:
+    own = {} if objective == "distribution" else {"steps": 3}
+    made = engine(
+        ipc=2,
+        images=ImagesConfig(**images),
+        matching=MatchingConfig(real_batch=6, updates=2, **own, **matching),
+        objective=objective,
+        device="meta",  # holds no values: whatever reads one fails
+    )
+    copies = CopiesThatWait()
+    with copies, pytest.raises(NotImplementedError) as read:
+        made.outer_step(0)
+    assert any("sum_(totals).cpu()" in str(entry.statement) for entry in read.traceback)
+    assert copies.count > 10
+    assert copies.waiting == 1
 
 
 def test_more_workers_than_classes_is_refused_and_slices_cover_all_classes() -> None:

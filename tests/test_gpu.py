@@ -1,5 +1,6 @@
 """What a GPU must not change: image gradients, a trained learner, an outer step. Run by `make gpu-check`."""
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -61,6 +62,17 @@ def test_an_outer_step_on_the_gpu_moves_the_images_as_on_the_cpu() -> None:
         made.outer_step(0)
         moved.append((made.synthetic.alpha.detach() - before).cpu())
     assert (moved[0] - moved[1]).norm() / moved[0].norm() < 1e-3
+
+
+def test_the_parts_of_a_step_on_the_gpu_have_its_seconds() -> None:
+    made = engine(SHAPE, 2, classes=CLASSES, real=16, network=SMALL, device="cuda")
+    made.outer_step(0)  # loads and chooses kernels
+    made.stopwatch.seconds.clear()
+    started = time.perf_counter()
+    made.outer_step(1)
+    taken = time.perf_counter() - started
+    assert min(made.stopwatch.seconds.values()) > 0
+    assert 0.5 * taken < sum(made.stopwatch.seconds.values()) < 1.1 * taken
 
 
 def test_evaluation_learners_train_on_the_gpu() -> None:

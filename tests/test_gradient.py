@@ -75,7 +75,7 @@ def test_float32_image_gradients_stay_within_1e_4_of_float64(width: int) -> None
 def test_real_gradients_in_pieces_equal_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     net, classes, real = network(dtype=torch.float32), torch.arange(CLASSES), images(REAL, 2, torch.float32)
     whole = class_gradients(net, real, classes, create_graph=False)
-    monkeypatch.setattr("condense.objectives.gradient.CPU_PIECE", 2 * CLASSES)
+    monkeypatch.setattr("condense.devices.CPU_AT_ONCE", 2 * CLASSES)
     for a, b in zip(real_gradients(net, real, classes, torch.float32).tensors, whole.tensors, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 

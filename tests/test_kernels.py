@@ -135,21 +135,43 @@ def test_a_learners_compiled_logits_and_their_gradients_equal_its_own_layers(cha
             torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-5)
 
 
-@needs_compiler
-@pytest.mark.parametrize("size", [(4, 4), (7, 5), (12, 12)])
-def test_gradients_of_the_blocks_gradients_equal_automatic_differentiation_in_float64(size: tuple[int, int]) -> None:
+def gradients_of_gradients(
+    made: Callable[[Tensor, Tensor, Tensor], Tensor], size: tuple[int, int], dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """Of sum(v * gradient at z) of a block, at z and at the gradient from above."""
     activation, gamma, beta = 3 + 2 * drawn(3, 5, *size), drawn(5, seed=1), drawn(5, seed=2)
     above, v = drawn(3, 5, size[0] // 2, size[1] // 2, seed=3), drawn(3, 5, *size, seed=4)
+    z, g = activation.to(dtype).requires_grad_(), above.to(dtype).requires_grad_()
+    (to_z,) = torch.autograd.grad(made(z, gamma.to(dtype), beta.to(dtype)), z, g, create_graph=True)
+    return torch.autograd.grad((to_z * v.to(dtype)).sum(), (z, g))
 
-    def twice(made: Callable[[Tensor], Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
-        z, g = activation.to(dtype).requires_grad_(), above.to(dtype).requires_grad_()
-        (to_z,) = torch.autograd.grad(made(z), z, g, create_graph=True)
-        return torch.autograd.grad((to_z * v.to(dtype)).sum(), (z, g))
 
-    found = twice(lambda z: fused.norm_relu_pool(z, gamma, beta, EPS), torch.float32)
-    wanted = twice(lambda z: block(z, gamma.double(), beta.double()), torch.float64)
+def fused_block(activation: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    return fused.norm_relu_pool(activation, gamma, beta, EPS)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-9), pytest.param(torch.float32, 1e-3, marks=needs_compiler)]
+)
+@pytest.mark.parametrize("size", [(4, 4), (7, 5), (12, 12)])
+def test_gradients_of_the_blocks_gradients_equal_automatic_differentiation_in_float64(
+    size: tuple[int, int], dtype: torch.dtype, tolerance: float
+) -> None:
+    assert kernels.available(torch.empty(0), dtype, 5) == (dtype == torch.float32)
+    found = gradients_of_gradients(fused_block, size, dtype)
+    wanted = gradients_of_gradients(block, size, torch.float64)
     for a, b in zip(found, wanted, strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance / 10)
+
+
+def test_gradients_of_the_blocks_gradients_without_a_compiler_round_bfloat16_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("condense.kernels.built", lambda: None)
+    found = gradients_of_gradients(fused_block, (12, 12), torch.bfloat16)
+    wanted = gradients_of_gradients(block, (12, 12), torch.float64)
+    for a, b in zip(found, wanted, strict=True):
+        assert F.cosine_similarity(a.double().flatten(), b.flatten(), dim=0) > 0.999
 
 
 MANY = [(1, 3, 7, 7, 16, 80), (3, 2, 5, 9, 32, 16), (2, 5, 4, 4, 48, 64), (2, 1, 2, 3, 16, 16)]

@@ -20,10 +20,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from condense.devices import images_at_once
 from condense.errors import ConfigError
 from condense.networks import Learner, in_precision
-
-CPU_PIECE = 40  # real images per class and pass on a CPU, as in gradient.py: activations stay in its cache
 
 
 class DistributionMatching:
@@ -44,16 +43,11 @@ class DistributionMatching:
     def target(self, network: Learner, real: Tensor, classes: Tensor) -> Tensor:
         """Of real images (C, B, channels, H, W) the mean embeddings (C, features), or all (C, B, features), in
         float32; no graph is kept."""
-        cast = in_precision(network, self.precision)
-        piece = CPU_PIECE if real.device.type == "cpu" else real.shape[1]
+        cast, parts = in_precision(network, self.precision), real.flatten(0, 1).split(images_at_once(real.device))
         with torch.no_grad():
-            return torch.stack([self._target(cast, images, piece) for images in real])
-
-    def _target(self, network: Learner, images: Tensor, piece: int) -> Tensor:
-        embedded = [network.embed(part.to(self.precision)).float() for part in images.split(piece)]
-        if self.whole:
-            return torch.cat(embedded)
-        return torch.stack([part.sum(0) for part in embedded]).sum(0) / len(images)
+            embedded = torch.cat([cast.embed(part.to(self.precision)).float() for part in parts])
+            by_class = embedded.view(*real.shape[:2], -1)
+            return by_class if self.whole else by_class.mean(1)
 
     def distances(self, network: Learner, target: Tensor, synthetic: Tensor, classes: Tensor) -> Tensor:
         """Distances (C,) of the synthetic images (C, ipc, channels, H, W) to the target; differentiable in them."""
