@@ -31,6 +31,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from benchmarks.launches import counted
 from benchmarks.rows import finished
 from benchmarks.service import FULL, ROOT
 from condense.allocator import keep_memory
@@ -38,6 +39,7 @@ from condense.building import build_engine
 from condense.collective import Alone, ProcessGroup, build_mesh, mesh_shape
 from condense.condensation import open_checked
 from condense.config import RunConfig
+from condense.engine import CLASSES_AT_ONCE
 from condense.networks import build_network
 from condense.settings import resolve
 from condense.slices import normalisation_of
@@ -213,21 +215,28 @@ class Task:
 
 # Operations per forward one: a gradient is two more; matching differentiates through one, about three of those.
 GRADIENT, MATCHING = 3, 9
-KERNELS_GRADIENT, KERNELS_MATCHING = 25, 75  # launches per block of a network, forward and backward
 
 
 def step(task: Task, gpu: Gpu, workers: int) -> tuple[float, float, float, float]:
     """(seconds of an outer step, of them matching, of them training between match steps, of that the exchange)."""
     slice_ = math.ceil(task.classes / workers)
-    at_once = math.ceil(slice_ / 64)  # engine.CLASSES_AT_ONCE
+    at_once = math.ceil(slice_ / CLASSES_AT_ONCE)
+    kernels = counted(
+        "gradient",
+        task.ipc,
+        depth=task.depth,
+        side=task.side,
+        classes=math.ceil(slice_ / at_once),
+        real_batch=task.real_batch,
+    )
     real = GRADIENT * task.forward * slice_ * task.real_batch / gpu.flops
     images = MATCHING * task.forward * slice_ * task.ipc * task.updates / gpu.flops
-    launches = gpu.launch * task.depth * at_once * (KERNELS_GRADIENT + KERNELS_MATCHING * task.updates)
+    launches = gpu.launch * at_once * (kernels["target"] + kernels["update"] * task.updates)
     matching = task.match_steps * (real + images + launches)
     sgd = (task.match_steps - 1) * task.epochs * math.ceil(task.classes * task.ipc / task.batch)
     own = math.ceil(task.batch / workers)  # of a batch, on average
     exchange = sgd * gpu.exchange(4 * task.parameters, workers)
-    training = sgd * (GRADIENT * task.forward * own / gpu.flops + gpu.launch * task.depth * KERNELS_GRADIENT) + exchange
+    training = sgd * (GRADIENT * task.forward * own / gpu.flops + gpu.launch * kernels["learner"]) + exchange
     return matching + training, matching, training, exchange
 
 

@@ -126,8 +126,7 @@ class LearnerTraining:
 
     def _step_(self, images: Tensor, targets: list[tuple[float, Tensor]], count: int) -> None:
         """One step of SGD on the mean loss of a batch of `count`, of which these normalised images are the slice's."""
-        parameters = list(self.network.parameters())
-        gradients = [torch.zeros_like(parameter) for parameter in parameters]
+        parameters: list[Tensor] = list(self.network.parameters())
         if len(images):
             with torch.enable_grad():
                 self.network.requires_grad_(True)
@@ -135,12 +134,14 @@ class LearnerTraining:
                 losses = [weight * F.cross_entropy(logits, labels, reduction="sum") for weight, labels in targets]
                 gradients = list(torch.autograd.grad(torch.stack(losses).sum() / count, parameters))
                 self.network.requires_grad_(False)
+        else:
+            gradients = [torch.zeros_like(parameter) for parameter in parameters]
         sum_all_(self.collective, gradients)
         with torch.no_grad():
-            for parameter, gradient, momentum in zip(parameters, gradients, self._momenta, strict=True):
-                decayed = gradient.add(parameter, alpha=self.matching.learner_weight_decay)
-                momentum.mul_(self.matching.learner_momentum).add_(decayed)
-                parameter.sub_(momentum, alpha=self.matching.learner_rate)
+            decayed = torch._foreach_add(gradients, parameters, alpha=self.matching.learner_weight_decay)
+            torch._foreach_mul_(self._momenta, self.matching.learner_momentum)
+            torch._foreach_add_(self._momenta, decayed)
+            torch._foreach_sub_(parameters, self._momenta, alpha=self.matching.learner_rate)
 
 
 def cutmix(images: Tensor, others: Tensor, draws: torch.Generator) -> tuple[Tensor, float]:

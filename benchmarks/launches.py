@@ -1,0 +1,88 @@
+"""Kernels that the parts of an outer step launch on a GPU, counted on a device that holds no values.
+
+    python -m benchmarks.launches
+
+Every operation that PyTorch hands to the device is one, but for views and empty tensors; a few are more (a norm's
+gradient is three), so the truth is some more. Ten classes of 3x32x32, ConvNet of width 128 and depth 3. A step is bound
+by its launches where they take longer, at some 6 us each, than what is computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.engine import REAL, WIDTH, engine
+from condense.networks import NetworkConfig
+
+NOTHING = {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+
+
+class Launches(TorchDispatchMode):
+    """Counts what is launched on the meta device."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, called: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        found = called(*args, **(kwargs or {}))
+        if not called.is_view and called.overloadpacket.__name__ not in NOTHING:
+            self.count += any(isinstance(whole, torch.Tensor) and whole.is_meta for whole in tree_leaves(found))
+        return found
+
+
+def launched(run: Callable[[], object]) -> int:
+    """By a call."""
+    with Launches() as launches:
+        run()
+    return launches.count
+
+
+def counted(
+    objective: str,
+    ipc: int,
+    *,
+    precision: str = "float32",
+    depth: int = 3,
+    side: int = 32,
+    classes: int = 10,
+    real_batch: int = REAL,
+) -> dict[str, int]:
+    """By part: drawing a network, the target of a match step, an image update, a step of training the network."""
+    made = engine(
+        (3, side, side),
+        ipc,
+        classes=classes,
+        real=real_batch,
+        network=NetworkConfig(width=WIDTH, depth=depth),
+        precision=precision,
+        device="meta",
+        objective=objective,
+    )
+    (learner,) = made.learners
+    found = {"network": launched(lambda: learner.start_(0, 0)), "target": launched(lambda: made._goal(learner, 0))}
+    goals = [made._goal(learner, 0)]
+    found["update"] = launched(lambda: made._update_images(goals, 0))
+    images = made.synthetic.images().detach()
+    batches = -(-classes * ipc // made.matching.learner_batch)
+    return found | {"learner": launched(lambda: learner.train_on_synthetic_(images, 0, 1)) // batches}
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    print("| objective | precision | network | target | image update | learner's step |")
+    print("|---|---|---|---|---|---|")
+    for objective in ("gradient", "distribution"):
+        for precision in ("float32", "bfloat16"):
+            parts = counted(objective, 10, precision=precision)
+            print(f"| {objective} | {precision} | {' | '.join(map(str, parts.values()))} |")
+
+
+if __name__ == "__main__":
+    main()
