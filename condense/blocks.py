@@ -21,7 +21,10 @@ PLANE = (2, 3)
 def norm_relu_pool(
     activation: Tensor, gamma: Tensor, beta: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """avg_pool2d(relu(instance_norm(z) * gamma + beta), 2) of z (N, C, H, W), and what its gradient needs."""
+    """avg_pool2d(relu(instance_norm(z) * gamma + beta), 2) of z (N, C, H, W), and what its gradient needs.
+
+    z is contiguous: a GPU's norm asks for that, and does not check it.
+    """
     count, channels, height, width = activation.shape
     normed, mean, rstd = torch.native_group_norm(
         activation, gamma, beta, count, channels, height * width, channels, eps
@@ -77,4 +80,4 @@ def _to_normed(gradient: Tensor, normed: Tensor) -> Tensor:
     """From the gradient at the pooled to that at the normed activations, before the ReLU."""
     pooled = torch.ops.aten.avg_pool2d_backward(gradient, normed, [2, 2], [2, 2], [0, 0], False, True, None)
     positive: Tensor = torch.ops.aten.threshold_backward(pooled, normed, 0)
-    return positive
+    return positive.contiguous()

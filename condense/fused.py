@@ -34,9 +34,9 @@ def norm_relu_pool(activation: Tensor, gamma: Tensor, beta: Tensor, eps: float) 
 
     Gradients of its gradients are those in z and in what comes from above; in gamma and beta there are none.
     """
-    if _implementation(activation) is kernels:
-        # Before `apply`: what is made inside has no history, and the second derivative would end there.
-        activation = activation.contiguous(memory_format=torch.channels_last)
+    # Before `apply`: what is made inside has no history, and the second derivative would end there.
+    compiled = _implementation(activation) is kernels
+    activation = activation.contiguous(memory_format=torch.channels_last if compiled else torch.contiguous_format)
     pooled: Tensor = _NormReluPool.apply(activation, gamma, beta, eps)
     return pooled
 

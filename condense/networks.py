@@ -23,6 +23,7 @@ from condense.errors import ConfigError
 from condense.settings import Settings
 
 Given = TypeVar("Given", bound=nn.Module | Tensor)
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class NetworkConfig(Settings):
@@ -95,25 +96,26 @@ class ConvNet(Learner):
 
     def embed(self, images: Tensor) -> Tensor:
         """(N, C, H, W) normalised images to (N, width * (side / 2^depth)^2)."""
-        return self._embed(images, self.blocks)
+        return self._embed(images, self.blocks, frozen=not self.norms[0].weight.requires_grad)
 
     def once(self, images: Tensor) -> Tensor:
-        """On a CPU the first block of grey images is one compiled call."""
+        """On a CPU the first block of grey images is one compiled call; elsewhere all is layers that `vmap` takes."""
         (convolution, norm), *deeper = self.blocks
-        if images.shape[1] > convolutions.FEW or not self._compiled(images):
-            return self.forward(images)
-        weight, bias = convolution.weight, cast(Tensor, convolution.bias)
-        pooled = fused.first_block(images, weight, bias, norm.weight, norm.bias, norm.eps)
-        logits: Tensor = self.classifier(self._embed(pooled, deeper))
+        if self._compiled(images) and images.shape[1] <= convolutions.FEW:
+            weight, bias = convolution.weight, cast(Tensor, convolution.bias)
+            pooled = fused.first_block(images, weight, bias, norm.weight, norm.bias, norm.eps)
+            embedded = self._embed(pooled, deeper)
+        else:
+            embedded = self._embed(images, self.blocks)
+        logits: Tensor = self.classifier(embedded)
         return logits
 
-    def _embed(self, images: Tensor, blocks: list[tuple[nn.Conv2d, nn.GroupNorm]]) -> Tensor:
+    def _embed(self, images: Tensor, blocks: list[tuple[nn.Conv2d, nn.GroupNorm]], *, frozen: bool = False) -> Tensor:
         compiled = self._compiled(images)
         if compiled:
             images = images.contiguous(memory_format=torch.channels_last)
         for convolution, norm in blocks:
-            # Where learners are trained off a CPU they are stacked, and PyTorch's own layers can be.
-            if compiled or not norm.weight.requires_grad:
+            if compiled or frozen:
                 images = fused.norm_relu_pool(convolution(images), norm.weight, norm.bias, norm.eps)
             else:
                 images = F.avg_pool2d(F.relu(norm(convolution(images))), 2)
@@ -156,7 +158,7 @@ def in_precision(given: Given, precision: torch.dtype) -> Given:
 
 
 @torch.no_grad()
-def initialise_(network: nn.Module, generator: torch.Generator) -> nn.Module:
+def initialise_(network: Network, generator: torch.Generator) -> Network:
     """Draws all parameters anew: uniform in +-1/sqrt(fan_in) (torch's default), norms at identity.
 
     The draw is made on the generator's device and copied, so a CPU generator gives the same network on any device.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from condense import controls, kernels
+from condense import controls, evaluation, kernels
 from condense.augment import STRATEGIES, Draw, augment, crop_scale_rotate, draw_transform
 from condense.collective import Alone
 from condense.evaluation import RECIPES, Evaluator, Normalisation, Recipe
@@ -23,8 +23,11 @@ def toy(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return (noise + 100 * labels[:, None, None, None]).to(torch.uint8), labels
 
 
-def evaluator(recipe: Recipe) -> Evaluator:
-    return Evaluator(recipe, NetworkConfig(name="mlp", width=8, depth=1), 2, Normalisation((0.4,), (0.2,)), seed=1)
+MLPS = NetworkConfig(name="mlp", width=8, depth=1)
+
+
+def evaluator(recipe: Recipe, network: NetworkConfig = MLPS) -> Evaluator:
+    return Evaluator(recipe, network, 2, Normalisation((0.4,), (0.2,)), seed=1)
 
 
 QUICK = Recipe("quick", epochs=20, augmentation="none")
@@ -47,15 +50,22 @@ def test_the_same_seed_gives_the_same_accuracies_whatever_else_is_trained(
     assert accuracies(3)[:2] == accuracies(2)
 
 
-def test_stacked_learners_equal_the_same_learners_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("network", [MLPS, NetworkConfig(width=8, depth=1)], ids=["mlp", "convnet"])
+def test_stacked_learners_equal_the_same_learners_one_by_one(
+    network: NetworkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kernels, "built", lambda: None)  # as on a GPU, where learners are stacked
     images, labels = toy(30, 0)
-    made = evaluator(QUICK)
+    made = evaluator(QUICK, network)
     together = made._trained(images, labels, range(3), None).parameters
     for index in range(3):
         alone = made._trained(images, labels, range(index, index + 1), None).parameters
-        for one, stacked in zip(alone, together, strict=True):
-            torch.testing.assert_close(one, stacked[index], rtol=1e-4, atol=1e-5)
+        for one, all_ in zip(alone, together, strict=True):
+            torch.testing.assert_close(one, all_[index], rtol=1e-4, atol=1e-5)
+    one_by_one = made.evaluate(images, labels, [toy(200, 1)], learners=3, collective=Alone())
+    monkeypatch.setattr(evaluation, "_at_once", lambda learners, device: learners)
+    stacked = made.evaluate(images, labels, [toy(200, 1)], learners=3, collective=Alone())
+    assert stacked.accuracies == pytest.approx(one_by_one.accuracies, abs=0.5)  # one image of the 200
 
 
 def test_the_recipes_are_the_published_ones() -> None:
