@@ -26,7 +26,7 @@ from condense.augment import Draw, augment_classes, draw_transforms
 from condense.batches import RealBatches, choice_at
 from condense.collective import Mesh
 from condense.decoder import decode
-from condense.devices import sent
+from condense.devices import measured_at_once, sent
 from condense.errors import NonFiniteError
 from condense.evaluation import Normalisation
 from condense.flow.bits import Density, bits_per_dim
@@ -40,7 +40,6 @@ from condense.stopwatch import Stopwatch
 from condense.synthetic import ImagesConfig, SyntheticSet, build_optimizer
 
 CLASSES_AT_ONCE = 64  # gradients of the last layer grow with classes x all classes: bounds what is computed at a time
-FLOW_BATCH = 50  # images per pass through the flow: bounds its activations at any images per class
 
 
 @dataclass(frozen=True)
@@ -294,8 +293,9 @@ class Engine:
         flat, noise = images.flatten(0, 1), noise.flatten(0, 1)
         gradient = torch.zeros_like(flat)
         first, end = (len(flat) * (self.mesh.over_replicas.rank + i) // self.mesh.over_replicas.size for i in (0, 1))
-        for start in range(first, end, FLOW_BATCH):
-            rows = slice(start, min(start + FLOW_BATCH, end))
+        batch = measured_at_once(flat)
+        for start in range(first, end, batch):
+            rows = slice(start, min(start + batch, end))
             leaf = flat[rows].detach().requires_grad_()
             bits = bits_per_dim(density, leaf, noise[rows]).sum() / count
             gradient[rows] = torch.autograd.grad(bits, leaf)[0]
