@@ -199,10 +199,6 @@ def bits(
             place = what if source_named(what) else str(_condensed_path(what, tracking_uri, Path(folder)))
         except CondenseError as error:
             raise DatasetError(f"{what!r} is no source, and {error.problem}", f"sources: {FORMS}") from None
-        if flow.startswith("models:/"):
-            from cluster.flows import bring
-
-            flow = str(bring(tracking_uri, flow, Path(folder))[0])
         measured = measure_named(place, flow=flow, data=data, split=split, limit=limit, draws=draws, seed=seed)
     measured = replace(measured, what=what)
     console.show_bits(measured.title, measured.report, measured.data.labels, measured.data.class_names)
