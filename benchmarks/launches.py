@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.engine import REAL, WIDTH, engine
+from benchmarks.engine import REAL, SHAPES, WIDTH, engine
 from condense.networks import NetworkConfig
 
 NOTHING = {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
@@ -50,13 +50,13 @@ def counted(
     *,
     precision: str = "float32",
     depth: int = 3,
-    side: int = 32,
+    shape: tuple[int, int, int] = SHAPES["cifar"],
     classes: int = 10,
     real_batch: int = REAL,
 ) -> dict[str, int]:
     """By part: drawing a network, the target of a match step, an image update, a step of training the network."""
     made = engine(
-        (3, side, side),
+        shape,
         ipc,
         classes=classes,
         real=real_batch,

@@ -225,7 +225,7 @@ def step(task: Task, gpu: Gpu, workers: int) -> tuple[float, float, float, float
         "gradient",
         task.ipc,
         depth=task.depth,
-        side=task.side,
+        shape=(3, task.side, task.side),
         classes=math.ceil(slice_ / at_once),
         real_batch=task.real_batch,
     )
