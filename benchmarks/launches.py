@@ -66,9 +66,12 @@ def counted(
         objective=objective,
     )
     (learner,) = made.learners
-    found = {"network": launched(lambda: learner.start_(0, 0)), "target": launched(lambda: made._goal(learner, 0))}
-    goals = [made._goal(learner, 0)]
-    found["update"] = launched(lambda: made._update_images(goals, 0))
+    goals: list[Any] = []
+    found = {
+        "network": launched(lambda: learner.start_(0, 0)),
+        "target": launched(lambda: goals.append(made._goal(learner, 0))),
+        "update": launched(lambda: made._update_images(goals, 0)),
+    }
     images = made.synthetic.images().detach()
     batches = -(-classes * ipc // made.matching.learner_batch)
     return found | {"learner": launched(lambda: learner.train_on_synthetic_(images, 0, 1)) // batches}

@@ -150,11 +150,11 @@ def real_gradients(network: nn.Module, images: Tensor, classes: Tensor, precisio
 
 def row_cosine(real: ClassGradients, synthetic: ClassGradients) -> Tensor:
     """Sum over weights and output rows of 1 - cosine, (C,). A row without gradient counts as distance 1."""
-    pairs = list(zip(real.tensors, synthetic.tensors, strict=True))
-    products = torch.cat([(a * b).sum(2) for a, b in pairs], 1)
-    norms = torch.cat([a.norm(dim=2) for a, _ in pairs], 1) * _norm(torch.cat([b.square().sum(2) for _, b in pairs], 1))
+    pairs = zip(real.tensors, synthetic.tensors, strict=True)
+    rows = [((a * b).sum(2), a.norm(dim=2), b.square().sum(2)) for a, b in pairs]
+    products, norms, squares = (torch.cat(of_rows, 1) for of_rows in zip(*rows, strict=True))
     # The published code's 1e-6 beside the product of norms: the cosine of a zero row is 0, not nan.
-    return (1 - products / (norms + 1e-6)).sum(1)
+    return (1 - products / (norms * _norm(squares) + 1e-6)).sum(1)
 
 
 def squared_error(real: ClassGradients, synthetic: ClassGradients) -> Tensor:
