@@ -5,7 +5,9 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -141,15 +143,17 @@ def test_workers_that_cannot_grow_to_max_workers_are_refused(tmp_path: Path, wor
 def test_a_workers_large_tensors_come_from_memory_that_it_keeps(tmp_path: Path) -> None:
     from cluster.trainer import on_workers
 
-    def page_faults(around: object) -> int:
+    def page_faults(around: object) -> list[int]:
         import resource
 
         import torch
 
         counts = []
-        for _ in range(10):  # of 40 MB, in pages of 4 KB
+        for _ in range(20):  # of 40 MB, in pages of 4 KB: 10,000 faults each time that the memory was given back
             torch.empty(10_000_000).fill_(1)
             counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-        return counts[-1] - counts[4]
+        return [after - before for before, after in pairwise(counts)]
 
-    assert on_workers(page_faults, "faults", config(tmp_path, "workers=1"), 1, NullTracker(), ignore) < 5000
+    # Most of them, for what Ray's own threads allocate may lie in the way once, and the tensor moves.
+    faults = on_workers(page_faults, "faults", config(tmp_path, "workers=1"), 1, NullTracker(), ignore)
+    assert median(faults) < 1000, faults
