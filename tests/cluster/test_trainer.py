@@ -149,8 +149,9 @@ def test_a_workers_large_tensors_come_from_memory_that_it_keeps(tmp_path: Path) 
         import torch
 
         counts = []
-        for _ in range(20):  # of 40 MB, in pages of 4 KB: 10,000 faults each time that the memory was given back
-            torch.empty(10_000_000).fill_(1)
+        for _ in range(20):  # ten of 20 MB, in pages of 4 KB: 5,000 faults for each whose memory was given back
+            _kept = [torch.empty(5_000_000).fill_(1) for _ in range(10)]
+            del _kept
             counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
         return [after - before for before, after in pairwise(counts)]
 
