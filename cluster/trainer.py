@@ -26,6 +26,7 @@ from condense.allocator import ONE_HEAP, keep_memory
 from condense.collective import Alone, ProcessGroup, check_mesh, most_workers
 from condense.condensation import condense
 from condense.config import RunConfig
+from condense.devices import keep_float32
 from condense.errors import (
     CheckpointError,
     ClusterError,
@@ -231,6 +232,7 @@ def _condense(values: dict[str, Any], around: Surroundings) -> CondensedDataset:
 
 def _worker(loop_config: dict[str, Any]) -> Any:
     keep_memory()
+    keep_float32()
     torch.set_num_threads(loop_config["cpus"])
     collective = ProcessGroup() if ray.train.get_context().get_world_size() > 1 else Alone()
     queue, last = loop_config["queue"], 0.0

@@ -22,7 +22,7 @@ from torch.nn import functional as F  # noqa: N812
 from condense import seeding
 from condense.augment import augment, crop_scale_rotate, draw_transform
 from condense.collective import Collective
-from condense.devices import sent
+from condense.devices import sent, tf32
 from condense.errors import NonFiniteError
 from condense.networks import Learner, NetworkConfig, build_network, initialise_
 from condense.pixels import to_float
@@ -165,13 +165,14 @@ class Evaluator:
         group = _at_once(learners, images.device)
         scored = torch.zeros((learners,), device=images.device, dtype=torch.float64)
         groups = [mine[start : start + group] for start in range(0, len(mine), group)]
-        trained = [self._trained(images, labels, chosen, on_epoch) for chosen in groups]
         tested = 0
-        for test_images, test_labels in held_out:
-            tested += len(test_labels)
-            on_device = test_images.to(images.device), test_labels.to(images.device)
-            for chosen, together in zip(groups, trained, strict=True):
-                scored[list(chosen)] += self._hits(together, *on_device)
+        with tf32():
+            trained = [self._trained(images, labels, chosen, on_epoch) for chosen in groups]
+            for test_images, test_labels in held_out:
+                tested += len(test_labels)
+                on_device = test_images.to(images.device), test_labels.to(images.device)
+                for chosen, together in zip(groups, trained, strict=True):
+                    scored[list(chosen)] += self._hits(together, *on_device)
         collective.sum_(scored.mul_(100).div_(tested))
         return Evaluation(tuple(scored.tolist()), self.recipe, self.network, self.seed)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from condense.collective import Alone, build_mesh
 from condense.config import RunConfig
 from condense.errors import DatasetError
@@ -16,6 +14,7 @@ from condense.parquet import CondensedDataset
 from condense.settings import validate
 from condense.slices import HeldOut
 from condense.sources import open_source
+from condense.surroundings import local_device
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def _test(dataset: CondensedDataset, config: RunConfig, evaluator: Evaluator, le
             f"the file's classes are {dataset.class_names[:5]}..., the source's {source.class_names[:5]}...",
             "pass the source that the set was condensed from with --source",
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = local_device()
     images, labels = (part.to(device) for part in dataset.decoded())
     held_out = HeldOut(source, range(len(source.class_names)), build_mesh(Alone()), device)
     return evaluator.evaluate(images, labels, held_out, learners=learners, collective=Alone())

@@ -9,6 +9,7 @@ import torch
 
 from condense.checkpoints import Checkpoints
 from condense.collective import Collective
+from condense.devices import keep_float32
 from condense.errors import ConfigError
 from condense.tracking import Tracker
 
@@ -40,7 +41,7 @@ class Surroundings:
 
 
 def local_device(gpus: float | None = None) -> torch.device:
-    """This machine's GPU if it has one, else its CPU.
+    """This machine's GPU if it has one, else its CPU; from now on float32 is float32 there.
 
     Args:
         gpus: `gpus_per_worker` of a run in this process: 0 asks for the CPU, more for a GPU, None for either.
@@ -53,4 +54,5 @@ def local_device(gpus: float | None = None) -> torch.device:
             f"gpus_per_worker={gpus:g}, but this machine has no CUDA device that PyTorch can use",
             "leave gpus_per_worker out to compute on the CPU, or install a driver and a PyTorch that fit the GPU",
         )
+    keep_float32()
     return torch.device("cuda" if torch.cuda.is_available() and gpus != 0 else "cpu")

@@ -1,5 +1,6 @@
 """Recipes, stacked learners, augmentation, controls."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 import pytest
@@ -11,6 +12,7 @@ from condense.augment import STRATEGIES, Draw, augment, crop_scale_rotate, draw_
 from condense.collective import Alone
 from condense.evaluation import RECIPES, Evaluator, Normalisation, Recipe
 from condense.networks import MLP, ConvNet, NetworkConfig, build_network, initialise_
+from condense.surroundings import local_device
 
 SHAPE = (1, 8, 8)
 
@@ -37,6 +39,29 @@ def test_learners_trained_on_a_set_classify_the_test_images() -> None:
     found = evaluator(QUICK).evaluate(*toy(20, 0), [toy(200, 1)], learners=3, collective=Alone())
     assert found.mean > 95
     assert len(found.accuracies) == 3
+
+
+def test_on_a_gpu_learners_may_round_to_tf32_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # PyTorch's default, back after the test
+    device, seen = local_device(), []
+    before = torch.backends.cudnn.allow_tf32
+
+    def held_out() -> Iterator[tuple[Tensor, Tensor]]:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        yield toy(40, 1)
+
+    images, labels = (part.to(device) for part in toy(20, 0))
+    evaluator(QUICK).evaluate(
+        images,
+        labels,
+        held_out(),
+        learners=1,
+        collective=Alone(),
+        on_epoch=lambda: seen.append(torch.backends.cudnn.allow_tf32),
+    )
+    assert seen == [True] * (QUICK.epochs + 1)
+    assert not before
+    assert not torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("augmentation", ["crop-scale-rotate", "dsa"])

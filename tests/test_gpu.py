@@ -1,7 +1,6 @@
 """What a GPU must not change: image gradients, a trained learner, an outer step. Run by `make gpu-check`."""
 
 import time
-from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
@@ -11,6 +10,7 @@ from torch import Tensor
 from benchmarks.engine import engine
 from condense.beside import Beside
 from condense.collective import Alone
+from condense.devices import keep_float32
 from condense.evaluation import Evaluator, Normalisation, Recipe
 from condense.networks import NetworkConfig, build_network, initialise_
 from condense.objectives import OBJECTIVES, build_objective
@@ -24,12 +24,10 @@ SHAPE, CLASSES, SMALL = (3, 16, 16), 4, NetworkConfig(width=16, depth=2)
 
 
 @pytest.fixture(autouse=True)
-def _exact_convolutions() -> Iterator[None]:
-    """No TF32, which keeps ten bits: here the question is whether the computation is the same."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
+def _as_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float32 is float32, not TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)  # to put it back
+    keep_float32()
 
 
 def image_gradient(name: str, device: str, precision: torch.dtype = torch.float32) -> Tensor:
