@@ -153,11 +153,13 @@ def shown(parts: dict[str, float]) -> str:
 class Gpu:
     """Of a cluster of H100-class GPUs, eight a machine. Rates per second; a rate is the share of the data sheet's.
 
-    flops: TF32 495e12 dense, of which 35 % is taken for 3x3 convolutions of 128 channels.
+    flops: TF32 495e12 dense, of which 35 % is taken for 3x3 convolutions of 128 channels: what learners are trained in.
+    half_flops: bfloat16, twice that, in which gradients are matched.
     launch: a kernel, with Python between them. nvlink: 450e9 bytes each way, network: 400 Gbit/s a GPU, 70 % of both.
     """
 
     flops: float = 0.35 * 495e12
+    half_flops: float = 0.35 * 990e12
     launch: float = 6e-6
     nvlink: float = 0.7 * 450e9
     network: float = 0.7 * 50e9
@@ -224,13 +226,14 @@ def step(task: Task, gpu: Gpu, workers: int) -> tuple[float, float, float, float
     kernels = counted(
         "gradient",
         task.ipc,
+        precision="bfloat16",
         depth=task.depth,
         shape=(3, task.side, task.side),
         classes=math.ceil(slice_ / at_once),
         real_batch=task.real_batch,
     )
-    real = GRADIENT * task.forward * slice_ * task.real_batch / gpu.flops
-    images = MATCHING * task.forward * slice_ * task.ipc * task.updates / gpu.flops
+    real = GRADIENT * task.forward * slice_ * task.real_batch / gpu.half_flops
+    images = MATCHING * task.forward * slice_ * task.ipc * task.updates / gpu.half_flops
     launches = gpu.launch * at_once * (kernels["target"] + kernels["update"] * task.updates)
     matching = task.match_steps * (real + images + launches)
     sgd = (task.match_steps - 1) * task.epochs * math.ceil(task.classes * task.ipc / task.batch)

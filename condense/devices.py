@@ -48,7 +48,7 @@ def keep_float32() -> None:
 
 @contextmanager
 def tf32() -> Iterator[None]:
-    """Within it convolutions may round to TF32, PyTorch's default: for learners, whom users train so too."""
+    """Within it convolutions may round to TF32, PyTorch's default: networks are trained as users train theirs."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = True
     try:

@@ -138,6 +138,7 @@ class Evaluator:
     seed: int
     flip: bool = True
 
+    @tf32()
     def evaluate(
         self,
         images: Tensor,
@@ -165,14 +166,13 @@ class Evaluator:
         group = _at_once(learners, images.device)
         scored = torch.zeros((learners,), device=images.device, dtype=torch.float64)
         groups = [mine[start : start + group] for start in range(0, len(mine), group)]
+        trained = [self._trained(images, labels, chosen, on_epoch) for chosen in groups]
         tested = 0
-        with tf32():
-            trained = [self._trained(images, labels, chosen, on_epoch) for chosen in groups]
-            for test_images, test_labels in held_out:
-                tested += len(test_labels)
-                on_device = test_images.to(images.device), test_labels.to(images.device)
-                for chosen, together in zip(groups, trained, strict=True):
-                    scored[list(chosen)] += self._hits(together, *on_device)
+        for test_images, test_labels in held_out:
+            tested += len(test_labels)
+            on_device = test_images.to(images.device), test_labels.to(images.device)
+            for chosen, together in zip(groups, trained, strict=True):
+                scored[list(chosen)] += self._hits(together, *on_device)
         collective.sum_(scored.mul_(100).div_(tested))
         return Evaluation(tuple(scored.tolist()), self.recipe, self.network, self.seed)
 

@@ -19,7 +19,7 @@ from condense import seeding
 from condense.augment import augment, draw_transforms
 from condense.batches import RealBatches
 from condense.collective import Collective, sum_all_
-from condense.devices import sent
+from condense.devices import sent, tf32
 from condense.evaluation import Normalisation
 from condense.matching import MatchingConfig
 from condense.networks import Learner, initialise_
@@ -124,6 +124,7 @@ class LearnerTraining:
             images = augment(images, draw._replace(numbers=draw.numbers[mine])) if len(images) else images
         return images
 
+    @tf32()
     def _step_(self, images: Tensor, targets: list[tuple[float, Tensor]], count: int) -> None:
         """One step of SGD on the mean loss of a batch of `count`, of which these normalised images are the slice's."""
         parameters: list[Tensor] = list(self.network.parameters())
