@@ -141,7 +141,7 @@ def evaluate(
     learners: Annotated[int | None, typer.Option(min=1, help="Fresh networks to train.")] = None,
     tracking_uri: Tracking = STORE,
 ) -> None:
-    """Train fresh networks on a condensed dataset and compare with the accuracy that its card states."""
+    """Train fresh networks on a condensed dataset and compare with the accuracy that its card states, if any."""
     from condense import console
     from condense.allocator import keep_memory
     from condense.evaluation import RECIPES
@@ -155,12 +155,13 @@ def evaluate(
             _condensed(dataset, tracking_uri, Path(folder)), source=source, recipe=recipe, learners=learners
         )
     measured = found.evaluation
+    stated = "none stated" if found.stated is None else "stated {:.2f} ± {:.2f} %".format(*found.stated)
     console.out.print(
         f"test accuracy {measured.mean:.2f} ± {measured.std:.2f} % ({measured.recipe.name}, "
-        f"{len(measured.accuracies)} learners); stated {found.stated_mean:.2f} ± {found.stated_std:.2f} %"
+        f"{len(measured.accuracies)} learners); {stated}"
     )
-    if found.same_recipe:
-        same = abs(measured.mean - found.stated_mean) < 1e-6
+    if found.stated is not None and found.as_stated:
+        same = abs(measured.mean - found.stated[0]) < 1e-6
         console.out.print("reproduced exactly" if same else "not the same numbers: other hardware or versions?")
 
 

@@ -9,7 +9,6 @@ from condense.collective import Alone, build_mesh
 from condense.config import RunConfig
 from condense.errors import DatasetError
 from condense.evaluation import RECIPES, Evaluation, Evaluator, Normalisation
-from condense.networks import NetworkConfig
 from condense.parquet import CondensedDataset
 from condense.settings import validate
 from condense.slices import HeldOut
@@ -19,12 +18,15 @@ from condense.surroundings import local_device
 
 @dataclass(frozen=True)
 class Reproduction:
-    """An evaluation of a file, and the one that the file states."""
+    """An evaluation of a file, and the one that it states.
+
+    stated: mean and standard deviation in percent; None where the run left the test split unread.
+    as_stated: whether it was made as the run makes its own.
+    """
 
     evaluation: Evaluation
-    stated_mean: float
-    stated_std: float
-    same_recipe: bool
+    stated: tuple[float, float] | None
+    as_stated: bool
 
 
 def evaluate_dataset(
@@ -39,7 +41,7 @@ def evaluate_dataset(
     Args:
         dataset: as `read_dataset` gives it.
         source: where the real data is now; None looks where the run found it.
-        recipe: another evaluation recipe; None takes the stated one.
+        recipe: another evaluation recipe; None takes the run's.
         learners: another number of learners; the first ones are the run's own.
 
     Raises:
@@ -47,24 +49,24 @@ def evaluate_dataset(
         SourceError: its test data is not where it was.
     """
     facts = dataset.provenance
-    if "config" in facts and "evaluation" not in facts:
-        raise DatasetError("the file states no test accuracy", "its run left the test split unread (evaluation.test)")
     try:
-        stated = facts["evaluation"]
         values: dict[str, Any] = facts["config"] | ({"source": source} if source else {})
         normalisation = Normalisation(tuple(facts["normalisation"]["mean"]), tuple(facts["normalisation"]["std"]))
         config = validate(RunConfig, values, where="the file's config")
-        network = validate(NetworkConfig, stated["network"], where="the file's network")
-        seed = int(stated["seed"])
     except (KeyError, TypeError) as error:
         raise DatasetError(
-            f"the file does not say how it is evaluated: {error} is missing", "write it with `condense run`"
+            f"the file does not say how it was made: {error} is missing", "write it with `condense run`"
         ) from None
-    chosen = RECIPES[recipe or stated["recipe"]]
-    evaluator = Evaluator(chosen, network, len(dataset.class_names), normalisation, seed, flip=config.evaluation.flip)
-    evaluation = _test(dataset, config, evaluator, learners or stated["learners"])
-    same = chosen.name == stated["recipe"] and learners in (None, stated["learners"])
-    return Reproduction(evaluation, stated["accuracy_mean"], stated["accuracy_std"], same)
+    own = config.evaluation
+    chosen, count = RECIPES[recipe or own.recipe], learners or own.learners
+    evaluator = Evaluator(chosen, config.network, len(dataset.class_names), normalisation, config.seed, flip=own.flip)
+    evaluation = _test(dataset, config, evaluator, count)
+    stated = facts.get("evaluation")
+    return Reproduction(
+        evaluation,
+        (stated["accuracy_mean"], stated["accuracy_std"]) if stated else None,
+        (chosen.name, count) == (own.recipe, own.learners),
+    )
 
 
 def judge_dataset(dataset: CondensedDataset) -> CondensedDataset:
@@ -79,23 +81,10 @@ def judge_dataset(dataset: CondensedDataset) -> CondensedDataset:
         DatasetError: its test split was read already, or it does not say how it was made.
         SourceError: its test data is not where it was.
     """
-    facts = dataset.provenance
-    if "evaluation" in facts:
+    if "evaluation" in dataset.provenance:
         raise DatasetError("the set's test accuracy is stated already", "`condense evaluate` compares with it")
-    if not {"config", "normalisation"} <= facts.keys():
-        raise DatasetError("the set does not say how it was made", "write it with `condense run`")
-    config = validate(RunConfig, facts["config"], where="the set's config")
-    normalisation = Normalisation(tuple(facts["normalisation"]["mean"]), tuple(facts["normalisation"]["std"]))
-    evaluator = Evaluator(
-        RECIPES[config.evaluation.recipe],
-        config.network,
-        len(dataset.class_names),
-        normalisation,
-        config.seed,
-        flip=config.evaluation.flip,
-    )
-    evaluation = _test(dataset, config, evaluator, config.evaluation.learners)
-    return replace(dataset, provenance={**facts, "evaluation": evaluation.description()})
+    found = evaluate_dataset(dataset).evaluation
+    return replace(dataset, provenance={**dataset.provenance, "evaluation": found.description()})
 
 
 def _test(dataset: CondensedDataset, config: RunConfig, evaluator: Evaluator, learners: int) -> Evaluation:
