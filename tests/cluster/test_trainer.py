@@ -149,8 +149,10 @@ def test_a_worker_keeps_the_memory_of_large_tensors_and_rounds_no_float32(tmp_pa
         import torch
 
         counts = []
-        for _ in range(20):  # ten of 20 MB, in pages of 4 KB: 5,000 faults for each whose memory was given back
-            _kept = [torch.empty(5_000_000).fill_(1) for _ in range(10)]
+        # Three of 40 MB, in pages of 4 KB: 10,000 faults for each whose memory was given back. Below 32 MB glibc may
+        # learn by itself to keep it.
+        for _ in range(20):
+            _kept = [torch.empty(10_000_000).fill_(1) for _ in range(3)]
             del _kept
             counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
         assert not torch.backends.cudnn.allow_tf32  # PyTorch's default
