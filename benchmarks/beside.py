@@ -18,14 +18,14 @@ from typing import Any
 import torch
 
 from benchmarks.rows import finished, repeated, tell
-from condense.allocator import keep_memory
-from condense.checkpoints import NoCheckpoints
-from condense.collective import Alone
-from condense.condensation import condense
-from condense.config import RunConfig
+from condense.condensation.config import RunConfig
+from condense.condensation.loop import condense
 from condense.settings import resolve
-from condense.surroundings import Progress, Surroundings
-from condense.tracking import RecordingTracker
+from condense.workers.checkpoints import NoCheckpoints
+from condense.workers.collective import Alone
+from condense.workers.context import Progress, Surroundings
+from condense.workers.memory import keep_memory
+from condense.workers.tracking import RecordingTracker
 
 ROOT = Path(__file__).parents[1]
 STEPS, COUNTS = 60, (5, 20)

@@ -30,15 +30,15 @@ from torch import Tensor, nn
 
 from benchmarks.curve import SharedTargets
 from benchmarks.rows import append, finished
-from condense import building
-from condense.allocator import keep_memory
-from condense.checkpoints import LocalCheckpoints
-from condense.collective import Alone
-from condense.condensation import condense
-from condense.config import RunConfig
+from condense.condensation.config import RunConfig
+from condense.condensation import build as building
+from condense.condensation.loop import condense
 from condense.settings import resolve
-from condense.surroundings import Progress, Surroundings
-from condense.tracking import NullTracker
+from condense.workers.checkpoints import LocalCheckpoints
+from condense.workers.collective import Alone
+from condense.workers.context import Progress, Surroundings
+from condense.workers.memory import keep_memory
+from condense.workers.tracking import NullTracker
 
 EXAMPLE = Path("examples/fashion-mnist.yaml")
 BESIDE = 1.25  # a fixed weight beside another: some 5 % of the bits away

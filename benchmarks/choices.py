@@ -20,9 +20,9 @@ from typing import Any
 from benchmarks.curve import one_run
 from benchmarks.objectives import settings
 from benchmarks.rows import append, finished
-from condense.allocator import keep_memory
-from condense.config import RunConfig
+from condense.condensation.config import RunConfig
 from condense.settings import resolve
+from condense.workers.memory import keep_memory
 
 BITS = "bits_weight=10"
 EVERY_TWO = "evaluation.every=2"

@@ -25,16 +25,16 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.rows import append, finished
-from condense import building
-from condense.allocator import keep_memory
-from condense.checkpoints import NoCheckpoints
-from condense.collective import Alone
-from condense.condensation import condense
-from condense.config import RunConfig
-from condense.objectives import build_objective
+from condense.condensation.config import RunConfig
+from condense.condensation import build as building
+from condense.condensation.loop import condense
+from condense.matching.objectives import build_objective
 from condense.settings import resolve
-from condense.surroundings import Progress, Surroundings
-from condense.tracking import NullTracker
+from condense.workers.checkpoints import NoCheckpoints
+from condense.workers.collective import Alone
+from condense.workers.context import Progress, Surroundings
+from condense.workers.memory import keep_memory
+from condense.workers.tracking import NullTracker
 
 KEYS = ("accuracy", "bits_per_dim", "png_bytes")
 

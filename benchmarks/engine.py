@@ -25,15 +25,15 @@ from typing import Any
 import torch
 
 from benchmarks.rows import append, finished
-from condense.allocator import keep_memory
-from condense.collective import Alone, build_mesh
-from condense.engine import Engine
-from condense.evaluation import Normalisation
-from condense.matching import MatchingConfig
-from condense.networks import NetworkConfig, build_network
-from condense.objectives import build_objective
-from condense.schedule import Schedule
-from condense.synthetic import ImagesConfig, initial_set
+from condense.learners.evaluation import Normalisation
+from condense.learners.networks import NetworkConfig, build_network
+from condense.matching.config import MatchingConfig
+from condense.matching.engine import Engine
+from condense.matching.objectives import build_objective
+from condense.matching.schedule import Schedule
+from condense.synthetic.synthetic_set import ImagesConfig, initial_set
+from condense.workers.collective import Alone, build_mesh
+from condense.workers.memory import keep_memory
 
 SHAPES = {"mnist": (1, 28, 28), "cifar": (3, 32, 32)}
 CLASSES, REAL, WIDTH = 10, 256, 128

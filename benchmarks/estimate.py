@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import tell
-from condense.calibration import Costs, costs_here
-from condense.condensation import open_checked
-from condense.config import RunConfig
-from condense.estimate import estimate, predicted
+from condense.condensation.calibration import Costs, costs_here
+from condense.condensation.config import RunConfig
+from condense.condensation.estimate import estimate, predicted
+from condense.condensation.loop import open_checked
 from condense.settings import resolve, validate
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -22,16 +22,16 @@ import torch
 
 from benchmarks.engine import SHAPES, engine
 from benchmarks.launches import counted
-from condense.allocator import keep_memory
-from condense.checkpoints import NoCheckpoints
-from condense.collective import Alone
-from condense.condensation import condense
-from condense.config import RunConfig
+from condense.condensation.config import RunConfig
+from condense.condensation.loop import condense
 from condense.errors import ConfigError
-from condense.networks import NetworkConfig
+from condense.learners.networks import NetworkConfig
 from condense.settings import resolve
-from condense.surroundings import Progress, Surroundings, local_device
-from condense.tracking import NullTracker
+from condense.workers.checkpoints import NoCheckpoints
+from condense.workers.collective import Alone
+from condense.workers.context import Progress, Surroundings, local_device
+from condense.workers.memory import keep_memory
+from condense.workers.tracking import NullTracker
 
 ROOT = Path(__file__).parents[1]
 

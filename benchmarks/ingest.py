@@ -28,11 +28,11 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.rows import tell
-from condense.allocator import keep_memory
-from condense.collective import Alone, build_mesh
-from condense.images import encode_png
-from condense.slices import HeldOut, load_held_out, load_slice, normalisation_of, source_digest
-from condense.sources import DataConfig, open_source
+from condense.data.decoding import encode_png
+from condense.data.slices import HeldOut, load_held_out, load_slice, normalisation_of, source_digest
+from condense.data.sources import DataConfig, open_source
+from condense.workers.collective import Alone, build_mesh
+from condense.workers.memory import keep_memory
 
 LAYOUTS = ("sorted", "shuffled", "one group")
 PER_CLASS, OWN, SIDE, GROUP = 2600, 4, 64, 1000

@@ -27,8 +27,8 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from cluster.store import connect
-from condense.parquet import read_dataset
+from cluster.tracking_store import connect
+from condense.synthetic.dataset import read_dataset
 from tests.cluster.local_cluster import BIN, RayCluster, end, family, local_cluster
 
 ROOT = Path(__file__).parents[1]

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.engine import REAL, SHAPES, WIDTH, engine
-from condense.networks import NetworkConfig
+from condense.learners.networks import NetworkConfig
 
 NOTHING = {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 

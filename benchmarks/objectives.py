@@ -23,9 +23,9 @@ from typing import Any
 
 from benchmarks.curve import one_run
 from benchmarks.rows import append, finished
-from condense.allocator import keep_memory
-from condense.config import RunConfig
+from condense.condensation.config import RunConfig
 from condense.settings import resolve
+from condense.workers.memory import keep_memory
 
 FILES = {"fashion": "fashion_mnist_train.parquet", "cifar": "cifar10_train.parquet"}
 JUDGED = [

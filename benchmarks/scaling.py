@@ -34,16 +34,16 @@ import torch.multiprocessing as mp
 from benchmarks.launches import counted
 from benchmarks.rows import finished
 from benchmarks.service import FULL, ROOT
-from condense.allocator import keep_memory
-from condense.building import build_engine
-from condense.collective import Alone, ProcessGroup, build_mesh, mesh_shape
-from condense.condensation import open_checked
-from condense.config import RunConfig
-from condense.engine import CLASSES_AT_ONCE
-from condense.networks import build_network
+from condense.condensation.build import build_engine
+from condense.condensation.config import RunConfig
+from condense.condensation.loop import open_checked
+from condense.data.slices import normalisation_of
+from condense.learners.networks import build_network
+from condense.matching.engine import CLASSES_AT_ONCE
 from condense.settings import resolve
-from condense.slices import normalisation_of
-from condense.synthetic import initial_set
+from condense.synthetic.synthetic_set import initial_set
+from condense.workers.collective import Alone, ProcessGroup, build_mesh, mesh_shape
+from condense.workers.memory import keep_memory
 
 STEPS, EXCHANGES = 3, 200
 

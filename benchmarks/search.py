@@ -29,12 +29,12 @@ from typing import Any
 
 import torch
 
-from condense import condensation
-from condense.checkpoints import NoCheckpoints
-from condense.collective import Alone
-from condense.config import RunConfig
-from condense.surroundings import Surroundings
-from condense.tracking import NullTracker
+from condense.condensation.config import RunConfig
+from condense.condensation import loop as condensation
+from condense.workers.checkpoints import NoCheckpoints
+from condense.workers.collective import Alone
+from condense.workers.context import Surroundings
+from condense.workers.tracking import NullTracker
 from tuning.journal import CONFIG, EVENTS, Journal, Trial, apply_
 from tuning.score import Point, front, hypervolume
 from tuning.space import Domain, EarlyStopping, SearchConfig, resolve_search

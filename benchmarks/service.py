@@ -26,11 +26,11 @@ import torch
 
 from benchmarks.rows import finished, repeated, tell
 from cluster.trainer import train
-from condense.config import RunConfig
-from condense.local import condense_here
+from condense.condensation.config import RunConfig
+from condense.condensation.in_process import condense_here
 from condense.settings import resolve
-from condense.surroundings import Progress
-from condense.tracking import NullTracker
+from condense.workers.context import Progress
+from condense.workers.tracking import NullTracker
 
 ROOT = Path(__file__).parents[1]
 # The published schedule at ten images per class has 50 inner epochs: with 10, matching and training take about as long.

@@ -26,7 +26,7 @@ from typing import Any
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.registry import download, list_datasets
-from cluster.store import connect
+from cluster.tracking_store import connect
 from tests.cluster.failing import Server
 from tests.cluster.local_cluster import RayCluster, family, local_cluster
 

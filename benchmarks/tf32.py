@@ -3,8 +3,8 @@
     python -m benchmarks.tf32 --data FOLDER
 
 The inputs of every convolution and of its gradient are rounded to TF32's ten bits of mantissa, products and sums are
-float32: what PyTorch lets a GPU do unless told otherwise (`condense.devices.keep_float32` does). Held-out real images
-under the shipped flows; image gradients of one match step on generated images.
+float32: what PyTorch lets a GPU do unless told otherwise (`keep_float32` in condense/workers/devices.py does). Held-out
+real images under the shipped flows; image gradients of one match step on generated images.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from condense import kernels
+from condense.data.sources import DataConfig, open_source
 from condense.flow.bits import bits_per_dim
 from condense.flow.store import load_flow
-from condense.networks import NetworkConfig, build_network, initialise_
-from condense.objectives import OBJECTIVES, build_objective
+from condense.kernels import compiled as kernels
+from condense.learners.networks import NetworkConfig, build_network, initialise_
+from condense.matching.objectives import OBJECTIVES, build_objective
 from condense.pixels import to_float
-from condense.sources import DataConfig, open_source
 
 IMAGES = 100
 FLOWS = {"rgb32": "cifar10", "grey32": "fashion_mnist"}

@@ -27,14 +27,14 @@ from torch import Tensor
 
 from benchmarks.reference import dc
 from benchmarks.rows import append, finished
-from condense.allocator import keep_memory
-from condense.building import build_engine, build_evaluator, build_images
-from condense.collective import Alone, build_mesh
-from condense.condensation import open_checked
-from condense.config import RunConfig
+from condense.condensation.build import build_engine, build_evaluator, build_images
+from condense.condensation.config import RunConfig
+from condense.condensation.loop import open_checked
+from condense.data.slices import load_held_out, load_slice, normalisation_of
 from condense.pixels import to_float
 from condense.settings import resolve
-from condense.slices import load_held_out, load_slice, normalisation_of
+from condense.workers.collective import Alone, build_mesh
+from condense.workers.memory import keep_memory
 
 CPU = torch.device("cpu")
 

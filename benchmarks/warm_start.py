@@ -21,15 +21,15 @@ from typing import Any
 import torch
 
 from benchmarks.rows import append, finished
-from condense.allocator import keep_memory
-from condense.checkpoints import NoCheckpoints
-from condense.collective import Alone
-from condense.condensation import condense
-from condense.config import RunConfig
-from condense.parquet import CondensedDataset, write_dataset
+from condense.condensation.config import RunConfig
+from condense.condensation.loop import condense
 from condense.settings import resolve
-from condense.surroundings import Surroundings
-from condense.tracking import NullTracker
+from condense.synthetic.dataset import CondensedDataset, write_dataset
+from condense.workers.checkpoints import NoCheckpoints
+from condense.workers.collective import Alone
+from condense.workers.context import Surroundings
+from condense.workers.memory import keep_memory
+from condense.workers.tracking import NullTracker
 
 EXAMPLE = Path("examples/fashion-mnist.yaml")
 PAIRS = ((10.0, 20.0), (40.0, 10.0))  # bits_weight of the start, and of the run

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from condense.checkpoints import Checkpoint
-from condense.collective import Collective, agree
 from condense.errors import CheckpointError, CondenseError, ConfigError, OutputError
-from condense.storage import StoredCheckpoints
+from condense.workers.checkpoints import Checkpoint
+from condense.workers.collective import Collective, agree
+from condense.workers.storage import StoredCheckpoints
 
 
 class SharedCheckpoints(StoredCheckpoints):

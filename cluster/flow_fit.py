@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from cluster import flows, tracking
-from cluster.places import check_places
-from cluster.store import check_tracking
+from cluster.shared_paths import check_places
+from cluster.tracking_store import check_tracking
 from cluster.versions import Version
-from condense import provenance
+from condense.condensation import provenance
 from condense.flow import fit as in_process
 from condense.flow.fit import FitResult, Fitted, open_mixture, store, train
 from condense.flow.recipe import FlowFitConfig
 from condense.flow.store import check_writable
 from condense.settings import validate, without_passwords
-from condense.storage import StoredCheckpoints
-from condense.surroundings import Progress, Surroundings
-from condense.tracking import NullTracker, Tracker
+from condense.workers.context import Progress, Surroundings
+from condense.workers.storage import StoredCheckpoints
+from condense.workers.tracking import NullTracker, Tracker
 
 EXPERIMENT = "condense-flows"
 

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from cluster import registry
 from cluster.registry import BEST
-from cluster.store import connect, refusals, sqlite_file, store_uri
+from cluster.tracking_store import connect, refusals, sqlite_file, store_uri
 from cluster.versions import FLOW, Version, fetch, versions_of
-from condense.config import RunConfig
+from condense.condensation.config import RunConfig
+from condense.condensation.pinning import keep
 from condense.errors import FlowError
 from condense.flow.fit import FitResult
 from condense.flow.store import REGISTERED, load_flow
 from condense.settings import digest as settings_digest
-from condense.yardstick import keep
 
 log = logging.getLogger(__name__)
 

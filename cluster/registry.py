@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from cluster.store import connect, refusals, require_store, sqlite_file, store_uri
+from cluster.tracking_store import connect, refusals, require_store, sqlite_file, store_uri
 from cluster.versions import (
     CHECKSUMS,
     DATASET,

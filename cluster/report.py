@@ -17,9 +17,9 @@ from PIL import Image
 
 from condense.errors import DatasetError
 from condense.files import write_whole
-from condense.parquet import CondensedDataset, content_digest, write_dataset
-from condense.soft_labels import label_bits
-from condense.tracking import image_grid
+from condense.synthetic.dataset import CondensedDataset, content_digest, write_dataset
+from condense.synthetic.soft_labels import label_bits
+from condense.workers.tracking import image_grid
 
 PARQUET = "data.parquet"
 CARD = "README.md"
@@ -48,7 +48,7 @@ def write_folder(folder: str | Path, dataset: CondensedDataset, *, name: str | N
 
     Raises:
         OutputError: the folder cannot be written.
-        DatasetError, NonFiniteError: as `condense.parquet.write_dataset`.
+        DatasetError, NonFiniteError: as `condense.synthetic.dataset.write_dataset`.
     """
     folder = Path(folder)
     write_dataset(folder / PARQUET, dataset)

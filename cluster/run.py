@@ -9,20 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import flows, registry, report, tracking
-from cluster.places import check_places
 from cluster.registry import DatasetVersion
-from cluster.store import check_tracking, patience
-from condense import local, provenance
-from condense.condensation import open_checked
-from condense.config import RunConfig
+from cluster.shared_paths import check_places
+from cluster.tracking_store import check_tracking, patience
+from condense.condensation import in_process as local
+from condense.condensation import provenance
+from condense.condensation.config import RunConfig
+from condense.condensation.loop import open_checked
+from condense.condensation.pinning import pinned
+from condense.data.sources import DataSource
 from condense.errors import TrackingError
 from condense.files import check_folder_writable
-from condense.parquet import CondensedDataset, read_dataset
 from condense.settings import validate
-from condense.sources import DataSource
-from condense.surroundings import Progress
-from condense.tracking import NullTracker, Tracker
-from condense.yardstick import pinned
+from condense.synthetic.dataset import CondensedDataset, read_dataset
+from condense.workers.context import Progress
+from condense.workers.tracking import NullTracker, Tracker
 
 logger = logging.getLogger(__name__)
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import PIL.Image
 from torch import Tensor
 
-from cluster.opening import is_finished, log_params, log_source, open_run, written
-from cluster.pictures import file_key, image_steps, send_picture
+from cluster.image_log import file_key, image_steps, send_picture
+from cluster.mlflow_runs import is_finished, log_params, log_source, open_run, written
 from cluster.spool import Record, Spool
-from cluster.store import check_tracking, connect, failures, first_line, patience, refused, shown, store_uri
+from cluster.tracking_store import check_tracking, connect, failures, first_line, patience, refused, shown, store_uri
 from condense.errors import CondenseError, TrackingError
-from condense.tracking import Status, check_grid, finite_metrics
+from condense.workers.tracking import Status, check_grid, finite_metrics
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -19,14 +19,12 @@ from ray.train.torch import TorchTrainer, get_device
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.addresses import RayAddresses
 from cluster.checkpoints import SharedCheckpoints
-from cluster.connection import connected, own_cluster
-from condense.allocator import ONE_HEAP, keep_memory
-from condense.collective import Alone, ProcessGroup, check_mesh, most_workers
-from condense.condensation import condense
-from condense.config import RunConfig
-from condense.devices import keep_float32
+from cluster.network_interface import RayAddresses
+from cluster.ray_connection import connected, own_cluster
+from condense.condensation.config import RunConfig
+from condense.condensation.in_process import run_name
+from condense.condensation.loop import condense
 from condense.errors import (
     CheckpointError,
     ClusterError,
@@ -37,12 +35,14 @@ from condense.errors import (
     OutputError,
     SourceError,
 )
-from condense.local import run_name
-from condense.parquet import CondensedDataset
 from condense.settings import validate
-from condense.storage import StoredCheckpoints, absolute
-from condense.surroundings import Progress, Surroundings
-from condense.tracking import Tracker
+from condense.synthetic.dataset import CondensedDataset
+from condense.workers.collective import Alone, ProcessGroup, check_mesh, most_workers
+from condense.workers.context import Progress, Surroundings
+from condense.workers.devices import keep_float32
+from condense.workers.memory import ONE_HEAP, keep_memory
+from condense.workers.storage import StoredCheckpoints, absolute
+from condense.workers.tracking import Tracker
 
 PROGRESS_EVERY_S = 0.5
 FOLLOWED = {"validation/accuracy", "held_out_bits_per_dim"}  # every one of these is told: a search decides by them
@@ -112,7 +112,7 @@ def on_workers(
         progress: called here, in the driver.
         most: workers to grow to while the cluster has room, from `workers`, and to shrink from when it loses some;
             each change goes on from the last checkpoint. None keeps their number.
-        replicas: of each share, over which workers can be divided too (see `condense.collective.mesh_shape`).
+        replicas: of each share, over which workers can be divided too (see `condense.workers.collective.mesh_shape`).
 
     Raises:
         ConfigError: more workers than shares or than the cluster can hold.

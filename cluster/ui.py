@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from cluster.store import ARTIFACTS, QUIET, check_writable, shown, sqlite_file, store_uri
+from cluster.tracking_store import ARTIFACTS, QUIET, check_writable, shown, sqlite_file, store_uri
 from condense.errors import TrackingError
 
 LOOPBACK = ("127.0.0.1", "localhost")

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from cluster.store import connect, refusals
+from cluster.tracking_store import connect, refusals
 from condense.errors import CondenseError, DatasetError, FlowError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from condense import cli
+from condense.cli import app as cli
 
 # Tensors are tiny here: a second thread gives nothing, and on a busy machine each waits for the other (a run of TINY
 # took 5 s with one thread and 146 s with two). It is read when torch loads, which importing cli does not do.

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.engine import engine
-from condense.beside import Beside
-from condense.collective import Alone
-from condense.devices import keep_float32
-from condense.evaluation import Evaluator, Normalisation, Recipe
-from condense.networks import NetworkConfig, build_network, initialise_
-from condense.objectives import OBJECTIVES, build_objective
+from condense.learners.evaluation import Evaluator, Normalisation, Recipe
+from condense.learners.evaluation_process import Beside
+from condense.learners.networks import NetworkConfig, build_network, initialise_
+from condense.matching.objectives import OBJECTIVES, build_objective
+from condense.workers.collective import Alone
+from condense.workers.devices import keep_float32
 
 pytestmark = [
     pytest.mark.gpu,

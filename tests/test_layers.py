@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from condense.parquet import read_dataset
+from condense.synthetic.dataset import read_dataset
 from tests.conftest import QUICKSTART, ROOT, TINY
 
-FRONT_DOOR = "condense.cli"
+FRONT_DOOR = "condense.cli.app"
 FORBIDDEN = {
     "condense": ("cluster", "tuning", "ray", "mlflow", "optuna", "matplotlib"),
     "cluster": ("tuning", "ray.tune", "optuna"),
@@ -77,7 +77,7 @@ for absent in ("ray", "mlflow", "optuna", "matplotlib", "cluster", "tuning"):
 import importlib
 for name in sys.argv.pop(1).split(","):
     importlib.import_module(name)
-from condense.cli import main
+from condense.cli.app import main
 main()
 """
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from condense import __version__, provenance
-from condense.config import RunConfig
+from condense import __version__
+from condense.condensation import provenance
+from condense.condensation.config import RunConfig
 from condense.flow.recipe import FlowFitConfig
 from condense.settings import Settings, resolve
 from tests.conftest import ROOT

@@ -11,8 +11,8 @@ import optuna
 from numpy.typing import NDArray
 
 from tuning.journal import Journal
+from tuning.samplers import study_of
 from tuning.space import SearchConfig
-from tuning.suggestions import study_of
 
 ENOUGH = 16  # finished trials for fANOVA's forest; below that its shares change with its seed
 OBJECTIVES = ("accuracy", "bits")

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from condense.errors import ConfigError, OutputError
 from condense.files import check_folder_writable, write_whole
-from condense.tracking import flatten
+from condense.workers.tracking import flatten
 from tuning.score import Point
 from tuning.space import SearchConfig
 

@@ -14,16 +14,16 @@ from cluster import registry, tracking
 from cluster import report as cards
 from cluster.registry import DatasetVersion
 from cluster.run import EXPERIMENT, PARENT
-from cluster.store import connect, refusals
-from condense import provenance
-from condense.allocator import keep_memory
-from condense.config import RunConfig
+from cluster.tracking_store import connect, refusals
+from condense.condensation import provenance
+from condense.condensation.config import RunConfig
+from condense.condensation.reproduce import judge_dataset
+from condense.data.sources import DataSource
 from condense.errors import ConfigError
-from condense.parquet import read_dataset
-from condense.reproduce import judge_dataset
 from condense.settings import digest
-from condense.sources import DataSource
-from condense.tracking import Status
+from condense.synthetic.dataset import read_dataset
+from condense.workers.memory import keep_memory
+from condense.workers.tracking import Status
 from tuning import report
 from tuning.importance import Importance, importance
 from tuning.journal import OVER, Journal, Trial

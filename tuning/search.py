@@ -13,25 +13,25 @@ import ray
 from ray import tune
 
 from cluster import flows
-from cluster.connection import connected
-from cluster.places import check_places
-from cluster.store import check_tracking, store_uri
-from condense.condensation import open_checked
-from condense.config import RunConfig
+from cluster.ray_connection import connected
+from cluster.shared_paths import check_places
+from cluster.tracking_store import check_tracking, store_uri
+from condense.condensation.config import RunConfig
+from condense.condensation.loop import open_checked
+from condense.condensation.pinning import pinned
+from condense.data.sources import DataSource
+from condense.data.splits import check_class_sizes
 from condense.errors import ConfigError, SourceError
 from condense.files import check_folder_writable
-from condense.sources import DataSource
-from condense.splits import check_class_sizes
-from condense.storage import absolute
-from condense.yardstick import pinned
+from condense.workers.storage import absolute
 from tuning import journal as journals
 from tuning import publish
 from tuning.journal import Journal
 from tuning.publish import Outcome
+from tuning.samplers import Suggestions
 from tuning.space import SearchConfig
-from tuning.suggestions import Suggestions
 from tuning.trial import CondenseTrial, Objective, tunable
-from tuning.watching import Stopping, Watching
+from tuning.trial_events import Stopping, Watching
 
 # Ray Tune keeps neither its own snapshots nor log files: the journal is the record.
 QUIET = {

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from condense import settings
-from condense.config import PLACES, RunConfig
+from condense.condensation.config import PLACES, RunConfig
 from condense.errors import ConfigError
 from condense.settings import Settings
 from tuning.score import Aim, Mode

@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster import registry
-from condense import console
-from condense.config import RunConfig
+from condense.condensation.config import RunConfig
+from condense.reports import console
 from tuning.journal import Journal, Trial
 from tuning.publish import Outcome
 from tuning.score import front

@@ -14,13 +14,13 @@ from typing import Any
 from ray import tune
 
 from cluster.run import Finished, TrialOf, run
-from condense.config import RunConfig
+from condense.condensation.config import RunConfig
+from condense.condensation.validation import ACCURACY, BITS, STEP
+from condense.data.sources import open_source
 from condense.errors import CondenseError
 from condense.files import write_whole
-from condense.following import ACCURACY, BITS, STEP
 from condense.settings import validate
-from condense.sources import open_source
-from condense.surroundings import Progress
+from condense.workers.context import Progress
 from tuning.score import Point
 
 logger = logging.getLogger(__name__)

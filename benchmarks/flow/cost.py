@@ -33,12 +33,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from condense.allocator import keep_memory
 from condense.errors import FlowError
 from condense.flow.bits import bits_per_dim
 from condense.flow.precision import at_precision
 from condense.flow.store import load_flow, shipped_flows
 from condense.pixels import to_float
+from condense.workers.memory import keep_memory
 
 BATCH = 50
 STEPS = 8  # of normflows' Glow of as many parameters, whose width is then what makes them as many

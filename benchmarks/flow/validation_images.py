@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.functional import gaussian_blur
 
-from condense.controls import jpeg
+from condense.data.sources import DataConfig, open_source
 from condense.flow.caution import odd_images
 from condense.flow.mixture import to_channels
 from condense.pixels import to_float, to_uint8
 from condense.seeding import generator
-from condense.sources import DataConfig, open_source
+from condense.synthetic.controls import jpeg
 
 COMMAND = "    OMP_NUM_THREADS=1 python benchmarks/flow/validation.py DATA_DIR --second SECOND_DIR"
 SIDE = 32

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from validation_images import blurred
 
-from condense.config import RunConfig
-from condense.controls import jpeg, kmeans_real, random_real
-from condense.local import run
-from condense.parquet import CondensedDataset, read_dataset, write_dataset
+from condense.condensation.config import RunConfig
+from condense.condensation.in_process import run
+from condense.data.sources import DataConfig, open_source
 from condense.settings import validate
-from condense.sources import DataConfig, open_source
+from condense.synthetic.controls import jpeg, kmeans_real, random_real
+from condense.synthetic.dataset import CondensedDataset, read_dataset, write_dataset
 
 PER_CLASS = 150  # images that the sets are made from
 WEIGHTS = (0, 3, 10, 40, 150, 600)

@@ -20,9 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condense.allocator import keep_memory
-from condense.checkpoints import LocalCheckpoints
-from condense.collective import Alone, agree, sum_all_
+from condense.data.sources import DataConfig
 from condense.errors import ConfigError, NonFiniteError, SourceError
 from condense.flow.architecture import Flow
 from condense.flow.bits import bits_per_dim, measure
@@ -35,9 +33,11 @@ from condense.flow.registry import build
 from condense.flow.store import check_writable, load_card, load_flow, save_flow
 from condense.pixels import dequantise, quantise
 from condense.seeding import generator
-from condense.sources import DataConfig
-from condense.surroundings import Progress, Surroundings, local_device
-from condense.tracking import NullTracker, Tracker, image_grid
+from condense.workers.checkpoints import LocalCheckpoints
+from condense.workers.collective import Alone, agree, sum_all_
+from condense.workers.context import Progress, Surroundings, local_device
+from condense.workers.memory import keep_memory
+from condense.workers.tracking import NullTracker, Tracker, image_grid
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condense.checkpoints import Checkpoint
 from condense.errors import CheckpointError
 from condense.flow.architecture import Flow
+from condense.workers.checkpoints import Checkpoint
 
 CURVE = ("step", "cpu_seconds", "seconds", "bits_per_dim")
 

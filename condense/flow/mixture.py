@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from condense.digests import class_digests, combine_digests
+from condense.data.digests import class_digests, combine_digests
+from condense.data.sources import DataConfig, DataSource, LabelledImages, open_source
 from condense.errors import ConfigError, SourceError
 from condense.pixels import to_float, to_uint8
 from condense.seeding import generator
-from condense.sources import DataConfig, DataSource, LabelledImages, open_source
 
 Augmentation = Literal["none", "flip", "crop-flip"]
 

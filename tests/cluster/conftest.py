@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.store import check_tracking
+from cluster.tracking_store import check_tracking
 
 
 @pytest.fixture(scope="session")

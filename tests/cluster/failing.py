@@ -13,7 +13,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from cluster.store import QUIET, SQLITE
+from cluster.tracking_store import QUIET, SQLITE
 from cluster.ui import _command
 from tests.cluster.local_cluster import free_port
 

@@ -10,14 +10,14 @@ import pytest
 
 import cluster.run
 import cluster.tracking
-from cluster.pictures import image_steps
+from cluster.image_log import image_steps
 from cluster.registry import show
-from cluster.store import connect
-from condense.config import RunConfig
+from cluster.tracking_store import connect
+from condense.condensation.config import RunConfig
 from condense.settings import resolve
-from condense.surroundings import Progress
+from condense.workers.context import Progress
 from tests.cluster.failing import Proxy, Server, until
-from tests.test_condensation import TINY
+from tests.condensation.test_loop import TINY
 
 pytestmark = [pytest.mark.mlflow, pytest.mark.slow]
 

@@ -16,14 +16,14 @@ import torch
 from cluster import flow_fit, flows, registry
 from cluster.flow_fit import Finished
 from cluster.run import run
-from cluster.store import SQLITE, connect
+from cluster.tracking_store import SQLITE, connect
 from cluster.versions import FLOW
-from condense.config import RunConfig
+from condense.condensation.config import RunConfig
 from condense.errors import FlowError, SourceError, TrackingError
 from condense.flow.recipe import FlowFitConfig
 from condense.flow.store import load_card, load_flow
 from condense.settings import resolve
-from condense.surroundings import Progress
+from condense.workers.context import Progress
 from tests.cluster.test_trainer import descendants
 
 RECIPE = {
@@ -81,7 +81,7 @@ def _one_thread() -> Iterator[None]:
 class TestWorkers:
     @pytest.fixture(scope="class", autouse=True)
     def _ray(self) -> Iterator[None]:
-        from cluster.connection import connected
+        from cluster.ray_connection import connected
 
         with connected():
             yield

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from cluster.store import connect
-from condense.checkpoints import NoCheckpoints
-from condense.collective import Alone
-from condense.condensation import condense
-from condense.config import RunConfig
-from condense.parquet import read_dataset
+from cluster.tracking_store import connect
+from condense.condensation.config import RunConfig
+from condense.condensation.loop import condense
 from condense.settings import resolve
-from condense.surroundings import Surroundings
-from condense.tracking import NullTracker
+from condense.synthetic.dataset import read_dataset
+from condense.workers.checkpoints import NoCheckpoints
+from condense.workers.collective import Alone
+from condense.workers.context import Surroundings
+from condense.workers.tracking import NullTracker
 from tests.cluster.local_cluster import BIN, START_S, RayCluster, end, local_cluster, until
-from tests.test_sources import rows, write_hub
+from tests.data.test_sources import rows, write_hub
 
 pytestmark = [pytest.mark.ray, pytest.mark.mlflow, pytest.mark.slow]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from condense.parquet import read_dataset
+from condense.synthetic.dataset import read_dataset
 from tests.cluster.local_cluster import BIN, START_S, RayCluster, family, local_cluster, until
-from tests.test_sources import rows, write_hub
+from tests.data.test_sources import rows, write_hub
 
 pytestmark = [
     pytest.mark.ray,

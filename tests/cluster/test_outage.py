@@ -11,12 +11,12 @@ import pytest
 import cluster.run
 import cluster.tracking
 from cluster.registry import show
-from cluster.store import SQLITE, connect
-from condense.config import RunConfig
+from cluster.tracking_store import SQLITE, connect
+from condense.condensation.config import RunConfig
 from condense.errors import TrackingError
 from condense.settings import resolve
-from condense.surroundings import Progress
-from tests.test_condensation import TINY
+from condense.workers.context import Progress
+from tests.condensation.test_loop import TINY
 
 pytestmark = pytest.mark.mlflow
 

@@ -11,11 +11,11 @@ from cluster.flows import register_flow
 from cluster.registry import register
 from condense.flow.fit import FitResult
 from condense.flow.store import save_flow
-from condense.parquet import CondensedDataset, write_dataset
+from condense.synthetic.dataset import CondensedDataset, write_dataset
+from tests.cli.test_commands import refused
 from tests.cluster.test_tracking import new_run
 from tests.conftest import Command
 from tests.flow.test_glow import DESCRIPTIONS, tiny_flow
-from tests.test_cli import refused
 
 pytestmark = pytest.mark.mlflow
 

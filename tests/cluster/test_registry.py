@@ -23,7 +23,7 @@ from cluster.registry import (
     show,
     update_best,
 )
-from cluster.store import SQLITE, connect
+from cluster.tracking_store import SQLITE, connect
 from condense.errors import DatasetError, OutputError
 from tests.cluster.test_tracking import new_run
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from cluster.report import bits_figure, card, preview, write_folder
 from condense.errors import OutputError
-from condense.parquet import CondensedDataset, read_dataset
+from condense.synthetic.dataset import CondensedDataset, read_dataset
 
 
 def provenance() -> dict[str, Any]:

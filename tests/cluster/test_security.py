@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from cluster.registry import download, register
-from cluster.store import SQLITE, connect, store_uri
+from cluster.tracking_store import SQLITE, connect, store_uri
 from cluster.versions import CHECKSUMS
-from condense.config import RunConfig
+from condense.condensation.config import RunConfig
 from condense.errors import ConfigError, DatasetError, TrackingError
 from condense.settings import resolve
 from tests.cluster.test_registry import contents, make_folder
@@ -75,7 +75,7 @@ def test_a_run_cannot_be_named_out_of_its_folder(name: str) -> None:
 @pytest.mark.parametrize("source_name", ["..", "_mine", "-x", "../../etc", "ä ö", "", "x" * 300])
 def test_a_name_that_comes_from_the_source_is_one_that_a_folder_and_the_registry_take(source_name: str) -> None:
     from cluster.versions import check_name
-    from condense.local import folder_of
+    from condense.condensation.in_process import folder_of
 
     config = resolve(RunConfig, None, ["output=out"])
     assert check_name(config.dataset_name(source_name))
@@ -106,7 +106,9 @@ def test_a_password_reaches_neither_params_nor_provenance_nor_the_console(tmp_pa
 
 @pytest.mark.ray
 def test_the_token_of_a_cluster_that_condense_starts_is_for_its_owner_alone(tmp_path: Path) -> None:
-    program = "from cluster.connection import QUIET, _make_token; import os; os.environ.update(QUIET); _make_token()"
+    program = (
+        "from cluster.ray_connection import QUIET, _make_token; import os; os.environ.update(QUIET); _make_token()"
+    )
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     for _ in range(2):
         subprocess.run([sys.executable, "-c", program], env={**kept, "HOME": str(tmp_path)}, check=True)
@@ -118,7 +120,7 @@ def test_the_token_of_a_cluster_that_condense_starts_is_for_its_owner_alone(tmp_
 def test_results_are_refused_a_place_in_a_folder_that_goes_with_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cluster.places import check_places
+    from cluster.shared_paths import check_places
 
     unpacked = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_0"
     unpacked.mkdir(parents=True)

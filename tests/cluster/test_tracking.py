@@ -18,13 +18,13 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from cluster.pictures import image_steps
+from cluster.image_log import image_steps
 from cluster.spool import Spool
-from cluster.store import SQLITE, connect, patience, store_uri
 from cluster.tracking import MLflowTracker, check_tracking, log_source, open_run
+from cluster.tracking_store import SQLITE, connect, patience, store_uri
 from condense.errors import TrackingError
-from condense.tracking import Tracker
-from tests.test_tracking import TrackerContract, picture
+from condense.workers.tracking import Tracker
+from tests.workers.test_tracking import TrackerContract, picture
 
 pytestmark = pytest.mark.mlflow
 

@@ -12,13 +12,13 @@ from statistics import median
 import pytest
 import torch
 
-from condense.config import RunConfig
+from condense.condensation.config import RunConfig
+from condense.condensation.in_process import condense_here
 from condense.errors import ConfigError
-from condense.local import condense_here
-from condense.parquet import CondensedDataset
 from condense.settings import resolve
-from condense.surroundings import Progress
-from condense.tracking import NullTracker
+from condense.synthetic.dataset import CondensedDataset
+from condense.workers.context import Progress
+from condense.workers.tracking import NullTracker
 
 pytestmark = pytest.mark.ray
 

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster.pictures import image_steps
+from cluster.image_log import image_steps
 from cluster.registry import download, register, show
-from cluster.store import connect
 from cluster.tracking import MLflowTracker, check_tracking
+from cluster.tracking_store import connect
 from cluster.ui import serve
 from condense.errors import TrackingError
 from tests.cluster.test_tracking import history, new_run
-from tests.test_tracking import picture
+from tests.workers.test_tracking import picture
 
 pytestmark = pytest.mark.mlflow
 

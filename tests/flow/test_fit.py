@@ -8,8 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from condense.checkpoints import NoCheckpoints
-from condense.collective import Alone
+from condense.data.sources import DataConfig, open_source
 from condense.errors import CheckpointError, ConfigError, NonFiniteError, OutputError, SourceError
 from condense.flow.architecture import FlowDescription
 from condense.flow.bits import measure
@@ -20,9 +19,10 @@ from condense.flow.store import load_card, load_flow
 from condense.pixels import dequantise, to_float, to_uint8
 from condense.seeding import generator
 from condense.settings import validate
-from condense.sources import DataConfig, open_source
-from condense.surroundings import Progress, Surroundings
-from condense.tracking import RecordingTracker
+from condense.workers.checkpoints import NoCheckpoints
+from condense.workers.collective import Alone
+from condense.workers.context import Progress, Surroundings
+from condense.workers.tracking import RecordingTracker
 
 HELD_OUT = "held_out_bits_per_dim"
 TINY = FlowDescription(channels=1, image_size=16, levels=2, steps=1, hidden=4, components=2)

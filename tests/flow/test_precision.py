@@ -9,9 +9,9 @@ from condense.errors import FlowError
 from condense.flow.bits import Density, bits_per_dim, measure
 from condense.flow.precision import BFLOAT16_TOLERANCE, InBfloat16, at_precision, probe_images
 from condense.flow.store import load_flow, save_flow, shipped_flows
-from condense.parquet import read_dataset
 from condense.pixels import to_float
 from condense.seeding import generator
+from condense.synthetic.dataset import read_dataset
 from tests.conftest import QUICKSTART, TINY, Command
 from tests.flow.contract import DensityContract
 from tests.flow.test_glow import DESCRIPTIONS, tiny_flow

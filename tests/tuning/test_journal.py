@@ -96,7 +96,7 @@ def test_a_trial_is_stopped_where_another_is_better_at_the_same_step_by_the_marg
 
 
 def test_suggestions_begin_with_what_was_interrupted_repeat_nothing_and_end_with_the_space(tmp_path: Path) -> None:
-    from tuning.suggestions import Suggestions
+    from tuning.samplers import Suggestions
 
     small = search(tmp_path, space={"images_per_class": {"choice": [1, 2, 3]}}, sampler="random")
     with opened(small, resume=False) as journal:
@@ -123,7 +123,7 @@ def test_suggestions_begin_with_what_was_interrupted_repeat_nothing_and_end_with
 
 
 def test_a_grid_gives_every_combination_once_also_when_it_goes_on(tmp_path: Path) -> None:
-    from tuning.suggestions import Suggestions
+    from tuning.samplers import Suggestions
 
     space = {"bits_weight": {"choice": [1.0, 10.0, 100.0]}, "images_per_class": {"choice": [1, 2]}}
     wanted = {(weight, ipc) for weight in (1.0, 10.0, 100.0) for ipc in (1, 2)}
@@ -145,7 +145,7 @@ def test_a_grid_gives_every_combination_once_also_when_it_goes_on(tmp_path: Path
 
 
 def test_a_warm_trial_starts_from_the_nearest_set_of_its_kind_does_fewer_steps_and_stays_so(tmp_path: Path) -> None:
-    from tuning.suggestions import Suggestions
+    from tuning.samplers import Suggestions
 
     space = {"bits_weight": {"choice": [1.0, 10.0, 25.0, 400.0]}, "images_per_class": {"choice": [1, 2]}}
     base = {"source": "digits", "outer_steps": 30, "images": {"learning_rate": 0.2}}
@@ -197,7 +197,7 @@ def test_a_warm_trial_starts_from_the_nearest_set_of_its_kind_does_fewer_steps_a
 
 
 def test_steps_of_a_warm_trial_count_from_where_its_start_had_come(tmp_path: Path) -> None:
-    from tuning.watching import Stopping
+    from tuning.trial_events import Stopping
 
     warm = search(tmp_path, warm_start={}, early_stopping={"grace": 0.5, "margin": 3})
     with opened(warm, resume=False) as journal:

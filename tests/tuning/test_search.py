@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from cluster import registry
-from cluster.store import connect
-from condense.parquet import read_dataset
+from cluster.tracking_store import connect
+from condense.synthetic.dataset import read_dataset
 from tests.cluster.test_ui import descendants
 from tests.conftest import condense_in
 from tuning.score import Point, front
@@ -38,7 +38,7 @@ SPACE = {"bits_weight": {"log_uniform": [1, 500]}, "images_per_class": {"choice"
 
 
 def command(folder: Path, *options: str) -> list[str]:
-    return [sys.executable, "-c", "from condense.cli import main; main()", "tune", str(folder / "s.yaml"), *options]
+    return [sys.executable, "-c", "from condense.cli.app import main; main()", "tune", str(folder / "s.yaml"), *options]
 
 
 def events(folder: Path) -> list[dict[str, Any]]:

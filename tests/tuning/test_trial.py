@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from condense.config import RunConfig
+from condense.condensation.config import RunConfig
 from condense.settings import resolve
-from condense.surroundings import Progress
+from condense.workers.context import Progress
 from tuning import trial
 from tuning.score import Point
 

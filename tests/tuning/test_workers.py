@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from cluster import registry
-from cluster.store import connect
-from condense.config import RunConfig
-from condense.parquet import read_dataset
+from cluster.tracking_store import connect
+from condense.condensation.config import RunConfig
 from condense.settings import validate
-from tests.test_condensation import run as run_alone
+from condense.synthetic.dataset import read_dataset
+from tests.condensation.test_loop import run as run_alone
 from tests.tuning.test_search import TINY
 from tuning.journal import EVENTS
 from tuning.search import run

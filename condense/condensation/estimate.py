@@ -1,0 +1,187 @@
+"""What a run will take before it starts: time, memory per worker, checkpoints, and on how many workers it is best done.
+
+    time = start + reading + outer_steps * step + evaluations + end
+
+The parts are measured on this machine (calibration.py); a step of another number of workers is taken as
+proportional to the classes of the largest slice and, but for the bits, to the network replicas of each worker. What a
+run costs outside of its workers are constants, below.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from condense.condensation.calibration import MIB, Costs, calibrate
+from condense.condensation.config import RunConfig
+from condense.condensation.loop import REAL_BITS_IMAGES, open_checked
+from condense.condensation.time_budget import evaluated_every
+from condense.data.slices import HELD_BYTES
+from condense.data.sources import DataSource
+from condense.learners.evaluation import RECIPES
+from condense.learners.evaluation_process import THREADS
+from condense.workers.collective import mesh_shape, most_workers
+from condense.workers.storage import KEEP
+
+# From runs of the digits on two idle cores of an AMD EPYC, with Ray and without, less two times the imports.
+RAY_START_S = 11.5  # Ray itself, the placement of the workers, Ray Train
+RAY_END_S = 2.0
+TRACKED_S = 7.0  # imports of MLflow, its store, the registered version
+RAY_MIB = 90.0  # of a worker, for Ray: 59 for its imports
+TRACKED_MIB = 55.0  # of a process that logs to MLflow, for its imports
+
+JPEG_MEASUREMENTS = 9  # of a slice's images: the bisection over qualities and what is kept of it
+TARGET_ATTEMPTS = 4  # whole runs that a bits_target takes, two to six
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to run: `workers` (0 is in this process) with `threads` each, and what that takes.
+
+    Seconds by part; memory_mib: peak of the process that needs most.
+    """
+
+    workers: int
+    threads: int
+    seconds: dict[str, float]
+    memory_mib: float
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of the whole command."""
+        return sum(self.seconds.values())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of a config as it stands, and of other numbers of workers on this machine.
+
+    checkpoint_bytes: of all that are kept at once. device_mib: peak on each GPU, 0 without one.
+    """
+
+    chosen: Layout
+    others: tuple[Layout, ...]
+    best: Layout
+    checkpoint_bytes: int
+    device_mib: float
+    memory_available_mib: float
+    costs: Costs
+
+
+def estimate(config: RunConfig) -> Estimate:
+    """What a run of this config will take on machines like this one.
+
+    Raises:
+        CondenseError: what the run itself would raise before its first step.
+    """
+    source, flow = open_checked(config)
+    classes = len(source.class_names)
+    workers, threads = _layout(config, classes)
+    shared = max(workers, 1)
+    slices, columns = mesh_shape(shared, config.replicas)
+    together = math.ceil(config.evaluation.learners / shared) if torch.cuda.is_available() else 1
+    alone = config.model_copy(update={"replicas": config.replicas // columns, "workers": 0, "max_workers": None})
+    costs = calibrate(alone, math.ceil(classes / slices), threads, together)
+    chosen = predicted(config, source, flow is not None, costs, workers, threads)
+    cores = os.cpu_count() or 1
+    most = torch.cuda.device_count() or cores
+    counts = [n for n in (0, 1, 2, 4, 8, 16, 32, 64) if n <= most_workers(min(n, most), classes, config.replicas)]
+    others = tuple(
+        predicted(config, source, flow is not None, costs, n, cores // max(n, 1)) for n in counts if n != workers
+    )
+    available = _available_mib()
+    fitting = [at for at in (chosen, *others) if at.memory_mib * max(at.workers, 1) <= available]
+    best = min(fitting or [chosen], key=lambda at: at.total_s)
+    kept = KEEP * math.ceil(costs.checkpoint * classes / costs.classes)
+    return Estimate(chosen, others, best, kept, costs.device, available, costs)
+
+
+def _layout(config: RunConfig, classes: int) -> tuple[int, int]:
+    """(workers, threads of each) as the run lays them out on this machine."""
+    cores, cards = os.cpu_count() or 1, torch.cuda.device_count()
+    most = most_workers(cards or cores // 2, classes, config.replicas)
+    workers = most if config.workers == "auto" else config.workers
+    if workers == 0:
+        return 0, torch.get_num_threads()
+    return workers, config.cpus_per_worker or max(1, cores // workers)
+
+
+def predicted(
+    config: RunConfig, source: DataSource, measured: bool, costs: Costs, workers: int, threads: int
+) -> Layout:
+    """A layout's seconds and memory from the costs of any; `measured`: bits are, because there is a flow."""
+    shared = max(workers, 1)
+    slices, columns = mesh_shape(shared, config.replicas)
+    classes = len(source.class_names)
+    part = math.ceil(classes / slices) / costs.classes  # of the slice that was calibrated
+    networks = (costs.outer_step - costs.once) * config.replicas / columns / costs.replicas
+    outer_step = networks + costs.once / columns
+    slower = _slower(costs, threads)
+    at = config.evaluation
+    attempts = 1 if config.bits_target is None else TARGET_ATTEMPTS
+    followed = attempts * math.ceil(config.outer_steps / evaluated_every(config))
+    test_images = source.count("test") if at.test else 0
+    validation_images = min(at.validation_images, source.count("validation"))
+    sets = 0 if not at.test else 1 + ((3 if measured else 2) if at.controls else 0)
+    epochs = RECIPES[at.recipe].epochs
+
+    def one(tested: int) -> float:
+        return costs.learner + costs.epoch * epochs + costs.tested * tested
+
+    def learners(count: int, tested: int) -> float:
+        return slower * math.ceil(count / shared) * one(tested)
+
+    steps_s = attempts * config.outer_steps * outer_step * slower * part
+    following = followed * learners(at.validation_learners, validation_images)
+    if at.beside:  # by one process, while the steps go on: the run waits for the last, or for what is left then
+        each = _slower(costs, THREADS) * at.validation_learners * one(validation_images)
+        following = max(each, followed * each - steps_s)
+    whole = classes * config.images_per_class
+    own = math.ceil(whole / slices)
+    counted = min(REAL_BITS_IMAGES // slices, whole * 100) + whole + own * (followed + attempts)
+    if sets > 1:
+        counted += own * (JPEG_MEASUREMENTS + 3)
+    seconds = {
+        "starting": costs.imports + costs.opening + (RAY_START_S + costs.imports + costs.opening if workers else 0),
+        "reading": costs.reading * (sum(source.class_counts) + validation_images + test_images) / slices
+        + costs.building,
+        "outer steps": steps_s,
+        "evaluations": following + sets * learners(at.learners, test_images) + slower * costs.bits * counted,
+        "ending": (RAY_END_S if workers else 0) + (TRACKED_S if config.tracking_uri != "none" else 0),
+    }
+    if config.time_budget_s is not None:
+        seconds["outer steps"] = max(0.0, config.time_budget_s - seconds["reading"] - seconds["evaluations"])
+    image = math.prod(source.shape) / MIB
+    largest = sum(sorted(source.class_counts, reverse=True)[: math.ceil(classes / slices)])
+    held = largest + validation_images + min(test_images, HELD_BYTES // math.prod(source.shape))
+    working = costs.peak - costs.imported - costs.images
+    clustered = 2 * 4 * max(source.class_counts) * image if at.controls and at.test else 0.0  # float copies of a class
+    memory = costs.imported + held * image + max(working * max(part, 1), clustered)
+    memory += RAY_MIB if workers else 0
+    memory += TRACKED_MIB if config.tracking_uri != "none" else 0
+    return Layout(workers, threads, seconds, memory)
+
+
+def _slower(costs: Costs, threads: int) -> float:
+    """The time of so many threads over that of those calibrated: between the two counts measured, Amdahl's law."""
+    cores = os.cpu_count() or 1
+    if threads == costs.threads or cores == 1 or costs.outer_step == costs.outer_step_other:
+        return 1.0
+    alone, all_ = costs.outer_step, costs.outer_step_other
+    if costs.threads != 1:
+        alone, all_ = all_, alone
+    spread = (alone - all_) / (1 - 1 / cores)  # seconds of one thread that more threads share
+    seconds = alone - spread * (1 - 1 / threads)
+    return seconds / costs.outer_step
+
+
+def _available_mib() -> float:
+    """Memory that this machine can still give: what Linux says of it, elsewhere all that there is."""
+    stated = Path("/proc/meminfo")
+    if stated.exists():
+        return int(stated.read_text().partition("MemAvailable:")[2].split()[0]) / 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / MIB

@@ -1,0 +1,1 @@
+"""Real images: found, read, decoded, split, shared out over workers, digested and normalised."""

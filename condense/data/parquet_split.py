@@ -1,0 +1,260 @@
+"""Images in Parquet files: the Hugging Face layout (struct<bytes, path>) or a plain column of image bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from condense.data.decoding import Picture, decode
+from condense.data.parquet_files import ParquetFiles
+from condense.data.readers import Labels, Rows, check_labels
+from condense.errors import SourceError
+
+BATCH_ROWS, BATCH_BYTES = 512, 1 << 25  # encoded images in memory at once, beside the wanted ones
+READ_BYTES = 1 << 23  # read of a row group at once: by default pyarrow reads all of it, however large it is
+_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "y")
+_NAME_COLUMNS = ("label_name", "label_text", "class_name")
+
+
+class ParquetSplit:
+    """The rows of one or more Parquet files.
+
+    Footers are read when it is made, labels when they are asked for, images batch by batch: memory holds the wanted
+    images, BATCH_ROWS encoded ones of BATCH_BYTES at most (a single larger one apart), and a label for every row.
+    """
+
+    def __init__(
+        self,
+        files: ParquetFiles,
+        *,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        known_classes: tuple[str, ...] | None = None,
+    ) -> None:
+        """
+        Args:
+            files: the files, of one schema.
+            image_column: the column of images; None finds it.
+            label_column: the column of labels; None finds it.
+            known_classes: the class names of train, when this is its test split.
+
+        Raises:
+            SourceError: a file that is no Parquet file, has no rows, or lacks the columns.
+        """
+        self._files = files
+        self._known_classes = known_classes
+        self._sizes: list[int] = []
+        self._labels: Labels | None = None
+        for number, path in enumerate(files.paths):
+            with self._open(path) as file:
+                schema = file.schema_arrow
+                if number == 0:
+                    self._schema = schema
+                    self._image_column = _find_image_column(schema, image_column, path)
+                    self._label_column = _find_label_column(schema, label_column, path)
+                    self._declared = _declared_classes(schema, self._label_column)
+                elif schema.names != self._schema.names:
+                    raise SourceError(f"{path}: columns {schema.names}, but {files.paths[0]} has {self._schema.names}")
+                elif _declared_classes(schema, self._label_column) != self._declared:
+                    raise SourceError(
+                        f"{path}: its classes are not those of {files.paths[0]}", "give one dataset alone"
+                    )
+                self._sizes.append(file.metadata.num_rows)
+        if sum(self._sizes) == 0:
+            raise SourceError(f"{self.where} holds no rows")
+        if known_classes and self._declared and known_classes != self._declared:
+            raise SourceError(
+                f"{self.where}: its classes {list(self._declared)} are not those of train, {list(known_classes)}",
+                "give a data.test_source of the same classes in the same order",
+            )
+
+    @property
+    def where(self) -> str:
+        first = self._files.paths[0]
+        return self._files.shown(first if len(self._files.paths) == 1 else first.rpartition("/")[0])
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        _ = self.labels
+        return self._class_names
+
+    @property
+    def labels(self) -> Labels:
+        if self._labels is None:
+            self._labels, self._class_names = self._read_labels()
+        return self._labels
+
+    def _row(self, row: int) -> str:
+        for path, size in zip(self._files.paths, self._sizes, strict=True):
+            if row < size:
+                return f"{self._files.shown(path)}, row {row}"
+            row -= size
+        raise AssertionError(row)
+
+    @contextmanager
+    def _open(self, path: str) -> Iterator[Any]:
+        try:
+            with pq.ParquetFile(
+                path, filesystem=self._files.filesystem, buffer_size=READ_BYTES, pre_buffer=False
+            ) as file:
+                yield file
+        except MemoryError:
+            raise
+        except (OSError, pa.ArrowException) as error:
+            reason = str(error).splitlines()[0]
+            shown = self._files.shown(path)
+            raise SourceError(f"{shown}: not a readable Parquet file: {reason}", "write or download it again") from None
+
+    def pictures(self, rows: Rows) -> Iterator[tuple[str, Picture]]:
+        """Decoded images of ascending rows; row groups without one of them are not read."""
+        start = 0
+        for path, size in zip(self._files.paths, self._sizes, strict=True):
+            inside = _between(rows, start, size) - start
+            if len(inside):
+                with self._open(path) as file:
+                    yield from self._pictures_in(file, path, inside)
+            start += size
+
+    def _pictures_in(self, file: Any, path: str, rows: Rows) -> Iterator[tuple[str, Picture]]:
+        nested = pa.types.is_struct(self._schema.field(self._image_column).type)
+        column = f"{self._image_column}.bytes" if nested else self._image_column
+        start = 0
+        for number in range(file.num_row_groups):
+            group = file.metadata.row_group(number)
+            if len(_between(rows, start, group.num_rows)):
+                read = start
+                # What the other columns take is counted too: the batch is rather too small than too large.
+                at_once = max(1, min(BATCH_ROWS, BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
+                for batch in file.iter_batches(at_once, row_groups=[number], columns=[column]):
+                    encoded = pc.struct_field(batch.column(0), "bytes") if nested else batch.column(0)
+                    for row in _between(rows, read, len(batch)).tolist():
+                        where = f"{self._files.shown(path)}, row {row}"
+                        data = encoded[row - read].as_py()
+                        if data is None:
+                            raise SourceError(
+                                f"{where}: no image bytes", "embed the images in the file, or drop the row"
+                            )
+                        yield where, decode(data, where)
+                    read += len(batch)
+            start += group.num_rows
+
+    def _read_labels(self) -> tuple[Labels, tuple[str, ...]]:
+        named = next((c for c in _NAME_COLUMNS if c in self._schema.names and c != self._label_column), None)
+        columns = [self._label_column, *([named] if named and not self._declared else [])]
+        tables = []
+        for path in self._files.paths:
+            with self._open(path) as file:
+                tables.append(file.read(columns=columns))
+        table = pa.concat_tables(tables)
+        column = table.column(self._label_column)
+        if column.null_count:
+            row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+            raise SourceError(f"{self._row(row)}: the label is null", "label the row, or drop it")
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if not pa.types.is_integer(column.type):
+            return self._numbered(column)
+        labels = column.to_numpy().astype(np.int64)
+        names = self._declared or self._known_classes
+        if names is None:
+            names = self._names_of(labels, table.column(named) if named else None)
+        check_labels(labels, names, self._row)
+        return labels, names
+
+    def _numbered(self, column: Any) -> tuple[Labels, tuple[str, ...]]:
+        words, kinds = _encoded(column)
+        names = self._declared or self._known_classes or tuple(sorted(kinds))
+        numbers = {name: number for number, name in enumerate(names)}
+        labels = np.array([numbers.get(kind, -1) for kind in kinds], dtype=np.int64)[words]
+        unknown = np.flatnonzero(labels < 0)
+        if len(unknown):
+            row = int(unknown[0])
+            raise SourceError(f"{self._row(row)}: label {kinds[words[row]]!r} is not one of the classes {list(names)}")
+        return labels, names
+
+    def _names_of(self, labels: Labels, column: Any) -> tuple[str, ...]:
+        """Names of integer labels that no metadata declares: those of the name column, else the numbers."""
+        values, first = np.unique(labels, return_index=True)
+        gap = np.flatnonzero(values != np.arange(len(values)))
+        if len(gap):
+            row = int(first[gap[0]])
+            raise SourceError(
+                f"{self._row(row)}: label {labels[row]} is out of range: no row has label {int(gap[0])}",
+                "number the classes 0, 1, 2 ... without a gap",
+            )
+        if column is None:
+            return tuple(str(value) for value in values)
+        words, kinds = _encoded(column)
+        differing = np.flatnonzero(words != words[first][labels])
+        if len(differing):
+            row = int(differing[0])
+            here, before = kinds[words[row]], kinds[words[first[labels[row]]]]
+            raise SourceError(f"{self._row(row)}: label {labels[row]} is named {here!r} here and {before!r} before")
+        return tuple(str(kinds[words[row]]) for row in first)
+
+
+def _between(rows: Rows, start: int, size: int) -> Rows:
+    """Those of the ascending rows that are in start .. start + size - 1."""
+    return rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + size)]
+
+
+def _encoded(column: Any) -> tuple[Labels, list[Any]]:
+    """A column of words as the number of each row's word, and the words: millions of rows are no Python objects."""
+    coded = column.cast(pa.large_string()).dictionary_encode(null_encoding="encode").combine_chunks()
+    return coded.indices.to_numpy().astype(np.int64), coded.dictionary.to_pylist()
+
+
+def _is_image(kind: Any) -> bool:
+    if pa.types.is_struct(kind):
+        return bool(kind.get_field_index("bytes") >= 0)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _is_label(kind: Any) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return bool(text or pa.types.is_integer(kind))
+
+
+def _find_image_column(schema: Any, wanted: str | None, where: str) -> str:
+    candidates = [name for name in schema.names if _is_image(schema.field(name).type)]
+    if wanted is not None:
+        candidates = [name for name in candidates if name == wanted]
+    if "image" in candidates:
+        return "image"
+    if len(candidates) == 1:
+        return str(candidates[0])
+    listed = ", ".join(f"{name} ({schema.field(name).type})" for name in schema.names)
+    sought = "no column of image bytes" if not candidates else "more than one column of image bytes"
+    raise SourceError(
+        f"{where}: {sought}{f' named {wanted!r}' if wanted else ''}; its columns are {listed}",
+        "expected `image` as struct<bytes, path> or binary; else set data.image_column",
+    )
+
+
+def _find_label_column(schema: Any, wanted: str | None, where: str) -> str:
+    usable = [name for name in schema.names if _is_label(schema.field(name).type)]
+    for name in (wanted,) if wanted is not None else _LABEL_COLUMNS:
+        if name in usable:
+            return name
+    listed = ", ".join(f"{name} ({schema.field(name).type})" for name in schema.names)
+    raise SourceError(
+        f"{where}: no column of labels{f' named {wanted!r}' if wanted else ''}; its columns are {listed}",
+        "expected `label` as integers or strings; else set data.label_column",
+    )
+
+
+def _declared_classes(schema: Any, label_column: str) -> tuple[str, ...] | None:
+    """Class names from the Hugging Face metadata, if it has them."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return tuple(str(name) for name in features[label_column]["names"])
+    except (KeyError, ValueError, TypeError):
+        return None

@@ -1,0 +1,114 @@
+"""One worker's part of a source, and what is computed from all workers' parts together: normalisation and digest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from condense.data.digests import class_digests, combine_digests
+from condense.data.sources import DataSource, LabelledImages, Split
+from condense.errors import SourceError
+from condense.learners.evaluation import Normalisation
+from condense.pixels import to_float
+from condense.workers.collective import Collective, Mesh, agree
+
+HELD_BYTES = 1 << 28  # of a split that learners are tested on: a larger one is read piece by piece for each set
+PIECE_VALUES = 3_072_000  # pixel values that become float64 at once: 1000 images of 3x32x32
+
+
+def load_slice(source: DataSource, classes: range, collective: Collective, device: torch.device) -> list[Tensor]:
+    """The train images of each class of the slice, uint8 (n_c, C, H, W).
+
+    `device` is that of the collective's tensors.
+
+    Raises:
+        SourceError: on all workers, where one of them cannot read an image.
+    """
+    with _agreed(collective, device):
+        return source.load_classes(classes)
+
+
+def load_held_out(
+    source: DataSource,
+    split: Split,
+    classes: range,
+    mesh: Mesh,
+    device: torch.device,
+    *,
+    limit: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Images and labels of a split, or of `limit` of them, on `device` and by class: each worker reads its own classes.
+
+    Raises:
+        SourceError: on all workers, where one of them cannot read an image.
+    """
+    with _agreed(mesh.everyone, device):
+        own = source.load(split, classes, limit=limit)
+    order = own.labels.argsort(stable=True)  # the same at any number of workers
+    images, labels = own.images[order].to(device), own.labels[order].to(device)
+    return mesh.over_slices.gather(images), mesh.over_slices.gather(labels)
+
+
+class HeldOut:
+    """The test split, as pieces (images, labels): kept where it is small, else read for every set that is tested."""
+
+    def __init__(self, source: DataSource, classes: range, mesh: Mesh, device: torch.device) -> None:
+        """
+        Raises:
+            SourceError: as `load_held_out`; of a large split not before its images are read.
+        """
+        self._source = source
+        self._size = max(1, HELD_BYTES // math.prod(source.shape))
+        self._kept: tuple[Tensor, Tensor] | None = None
+        if source.count("test") <= self._size:
+            self._kept = load_held_out(source, "test", classes, mesh, device)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self._kept is not None:
+            return iter((self._kept,))
+        return ((piece.images, piece.labels) for piece in self._source.pieces("test", self._size))
+
+
+@contextmanager
+def _agreed(collective: Collective, device: torch.device) -> Iterator[None]:
+    """What one worker cannot read stops all of them."""
+    failure = None
+    try:
+        yield
+    except SourceError as error:
+        failure = error
+    agree(collective, failure, device)
+
+
+def normalisation_of(real: Sequence[Tensor], collective: Collective) -> Normalisation:
+    """Per-channel mean and deviation of the train split; `collective` has each of its slices once."""
+    channels = real[0].shape[1]
+    sums = torch.zeros((3, channels), dtype=torch.float64, device=real[0].device)
+    for images in real:
+        for piece in images.split(max(1, min(1000, PIECE_VALUES // images[0].numel()))):
+            values = to_float(piece).double()
+            sums[0] += values.sum((0, 2, 3))
+            sums[1] += values.square().sum((0, 2, 3))
+            sums[2] += values[:, 0].numel()
+    total, squares, count = collective.sum_(sums)
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(1e-6).sqrt()
+    return Normalisation(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def source_digest(
+    real: Sequence[Tensor], classes: range, class_names: tuple[str, ...], collective: Collective, device: torch.device
+) -> str:
+    """Digest of the whole train split from every slice's classes; `collective` has each of them once, `device` is that
+    of its tensors."""
+    rows = torch.zeros((len(class_names), 32), dtype=torch.uint8)
+    for label, images in zip(classes, real, strict=True):
+        (text,) = class_digests(LabelledImages(images, torch.full((len(images),), label), class_names)).values()
+        rows[label] = torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+    # Rows of other workers' classes are zero here, so the sum of int32 rows is the union.
+    joined = collective.sum_(rows.int().to(device))
+    return combine_digests({label: bytes(row.tolist()).hex() for label, row in enumerate(joined)})

@@ -1,0 +1,1 @@
+"""Compiled CPU operations, and the same operations in PyTorch where they cannot be compiled."""

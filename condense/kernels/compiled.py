@@ -1,0 +1,196 @@
+"""Instance norm, ReLU and average pool of a ConvNet on a CPU in one pass (kernels.c). Built on first use, with what
+convolutions.py and thin.py call.
+
+Built with the machine's own C compiler for the machine's own processor, into the user's cache folder; where there is
+no compiler, `available` is False and callers take PyTorch's operations, which give the same within rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from condense.errors import CapacityError
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+SOURCES = [
+    Path(__file__).with_name(name)
+    for name in ("activations.h", "norm_relu_pool.c", "shared_sum.c", "few_channels.c", "winograd.c", "winograd.h")
+]
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+MOST_CHANNELS = 1024  # as in kernels.c: sums of one image's channels stand on the stack
+WORTH_A_THREAD = 1 << 17  # numbers of an activation; below, starting a thread costs more than it saves
+WITHOUT_SCRATCH = ("forward", "backward", "twice")  # the others may find no memory
+_SUFFIX = {torch.float32: "float", torch.bfloat16: "bfloat"}
+
+
+@functools.cache
+def built() -> ctypes.CDLL | None:
+    """The built kernels, or None without a compiler that builds them."""
+    compiler = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
+    if compiler is None or platform.system() != "Linux":
+        log.warning("no gcc or clang on Linux here: on a CPU, a run takes two to three times as long as with one")
+        return None
+    processor = Path("/proc/cpuinfo").read_text().partition("\n\n")[0] if Path("/proc/cpuinfo").exists() else ""
+    flags = next((line for line in processor.splitlines() if line.startswith("flags")), platform.machine())
+    sources = b"".join(source.read_bytes() for source in SOURCES)
+    identity = hashlib.sha256(sources + " ".join((*FLAGS, compiler, flags)).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "condense"
+    path = folder / f"kernels-{identity}.so"
+    try:
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as beside:
+                fresh = Path(beside) / "kernels.so"
+                compiled = [str(source) for source in SOURCES if source.suffix == ".c"]
+                command = [compiler, *FLAGS, "-o", str(fresh), *compiled, "-lm"]
+                subprocess.run(command, check=True, capture_output=True, timeout=300)  # noqa: S603
+                fresh.replace(path)
+        return ctypes.CDLL(str(path))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        log.info("without its own kernels, PyTorch's are used: %s", error)
+        return None
+
+
+def available(images: Tensor, precision: torch.dtype, channels: int) -> bool:
+    """Whether the kernels take activations of `precision` and so many channels where the images are."""
+    fits = images.device.type == "cpu" and precision in _SUFFIX and channels <= MOST_CHANNELS
+    return fits and built() is not None
+
+
+def norm_relu_pool(activation: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """avg_pool2d(relu(instance_norm(z) * gamma + beta), 2), and what its gradient needs.
+
+    Args:
+        activation: z (N, C, H, W), channels last, float32 or bfloat16.
+        gamma: (C,).
+        beta: (C,).
+
+    Returns:
+        (N, C, H // 2, W // 2), channels last; mean and 1 / deviation (N, C) of each image's channels, float32.
+    """
+    assert activation.is_contiguous(memory_format=torch.channels_last)
+    count, channels, height, width = activation.shape
+    gamma, beta = gamma.float(), beta.float()
+    pooled = torch.empty(
+        (count, channels, height // 2, width // 2), dtype=activation.dtype, memory_format=torch.channels_last
+    )
+    mean, rstd = torch.empty((2, count, channels)).unbind()
+
+    def some(part: slice) -> None:
+        sizes = part.stop - part.start, height, width, channels
+        found = pooled[part], mean[part], rstd[part]
+        call("forward", activation[part], gamma, beta, ctypes.c_float(eps), *sizes, *found)
+
+    on_threads(some, count, activation[0].numel())
+    return pooled, mean, rstd
+
+
+def norm_relu_pool_gradient(
+    activation: Tensor, gradient: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients at z, gamma and beta of `norm_relu_pool`, given that at its result; no graph."""
+    gradient = gradient.contiguous(memory_format=torch.channels_last)
+    gamma, beta = gamma.float(), beta.float()
+    to_activation = torch.empty_like(activation)
+    count, channels, height, width = activation.shape
+
+    def some(part: slice) -> tuple[Tensor, Tensor]:
+        to_norm = torch.zeros_like(gamma), torch.zeros_like(beta)
+        sizes = part.stop - part.start, height, width, channels
+        kept = gradient[part], gamma, beta, mean[part], rstd[part]
+        call("backward", activation[part], *kept, *sizes, to_activation[part], *to_norm)
+        return to_norm
+
+    to_gamma, to_beta = map(sum_of, zip(*on_threads(some, count, activation[0].numel()), strict=True))
+    return to_activation, to_gamma, to_beta
+
+
+def norm_relu_pool_twice(
+    activation: Tensor, gradient: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients at `gradient` and at z of sum(v * to_z), to_z as of `norm_relu_pool_gradient`."""
+    gradient = gradient.contiguous(memory_format=torch.channels_last)
+    v = v.contiguous(memory_format=torch.channels_last)
+    gamma, beta = gamma.float(), beta.float()
+    found = torch.empty_like(gradient), torch.empty_like(activation)
+    count, channels, height, width = activation.shape
+
+    def some(part: slice) -> None:
+        sizes = part.stop - part.start, height, width, channels
+        kept = gradient[part], v[part], gamma, beta, mean[part], rstd[part]
+        call("twice", activation[part], *kept, *sizes, *(whole[part] for whole in found))
+
+    on_threads(some, count, activation[0].numel())
+    return found
+
+
+def weights_by_tap(weight: Tensor) -> Tensor:
+    """(..., O, I, 3, 3) to (..., 3, 3, I, O) float32, contiguous."""
+    return weight.movedim((-2, -1, -3, -4), (-4, -3, -2, -1)).float().contiguous()
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """(N, I, H, W) as contiguous (N, H, W, I)."""
+    return images.permute(0, 2, 3, 1).contiguous()
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="kernels")
+
+
+def on_threads(some: Callable[[slice], T], count: int, each: int) -> list[T]:
+    """What `some` returns of parts of `count` images, or groups of them, on as many threads as PyTorch has.
+
+    each: numbers in one of them; a few are not worth a second thread.
+    """
+    parts = max(1, min(torch.get_num_threads(), count, count * each // WORTH_A_THREAD))
+    cuts = [count * part // parts for part in range(parts + 1)]
+    slices = [slice(start, stop) for start, stop in pairwise(cuts)]
+    return [some(slices[0])] if parts == 1 else list(_pool().map(some, slices))
+
+
+def sum_of(shares: Sequence[Tensor]) -> Tensor:
+    """Of one share itself: on one thread nothing is copied."""
+    return functools.reduce(torch.add, shares)
+
+
+def call(name: str, activation: Tensor, *arguments: Tensor | int | ctypes.c_float) -> None:
+    """The kernel of that name for activations of this type.
+
+    Raises:
+        CapacityError: it found no memory for its scratch.
+    """
+    library = built()
+    assert library is not None
+    passed = [
+        ctypes.c_void_p(value.data_ptr())
+        if isinstance(value, Tensor)
+        else ctypes.c_int64(value)
+        if isinstance(value, int)
+        else value
+        for value in (activation, *arguments)
+    ]
+    function = getattr(library, f"{name}_{_SUFFIX[activation.dtype]}")
+    function.restype = None if name in WITHOUT_SCRATCH else ctypes.c_int
+    if function(*passed) == 0:
+        raise CapacityError("no memory for one image's activations", "lower network.width")

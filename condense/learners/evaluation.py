@@ -1,0 +1,275 @@
+"""What a condensed set is worth: fresh learners are trained on it and tested on real images.
+
+The recipe is part of every accuracy (METHOD section 3): SGD 0.01, momentum 0.9, weight decay 5e-4, batch 256, the rate
+divided by ten at half time. `dc` is 300 epochs without augmentation; `dc-augmented` is 1000 epochs with each image
+shifted, scaled or rotated, as the published code evaluates DC on MNIST and on no other dataset; `dsa` is 1000 epochs
+with differentiable Siamese augmentation. Learners of a GPU are trained together, their parameters stacked along a first
+dimension; on a CPU that was two to three times slower than one after another, and they are trained so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn import functional as F  # noqa: N812
+
+from condense import seeding
+from condense.errors import NonFiniteError
+from condense.learners.augment import augment, crop_scale_rotate, draw_transform
+from condense.learners.networks import Learner, NetworkConfig, build_network, initialise_
+from condense.pixels import to_float
+from condense.settings import Settings
+from condense.workers.collective import Collective
+from condense.workers.devices import sent, tf32
+
+TEST_BATCH = 250  # images per forward of each learner; larger ones leave a CPU's cache
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an evaluation learner is trained. Recorded with every accuracy."""
+
+    name: str
+    epochs: int
+    augmentation: Literal["none", "crop-scale-rotate", "dsa"]
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 256
+
+
+RECIPES = {
+    "dc": Recipe("dc", epochs=300, augmentation="none"),
+    "dc-augmented": Recipe("dc-augmented", epochs=1000, augmentation="crop-scale-rotate"),
+    "dsa": Recipe("dsa", epochs=1000, augmentation="dsa"),
+}
+
+
+class EvaluationConfig(Settings):
+    """How sets are evaluated, during a run on the validation split and once at its end on the test split."""
+
+    recipe: Literal["dc", "dc-augmented", "dsa"] = "dc"
+    learners: int = Field(5, ge=1)  # fresh networks behind the final accuracy
+    validation_learners: int = Field(1, ge=1)  # and behind each accuracy during the run
+    validation_images: int = Field(2000, ge=1)  # a fixed part of the validation split is enough to follow a run
+    every: int = Field(0, ge=0)  # outer steps between evaluations; 0 is five times in a run, with patience twenty
+    patience: int = Field(0, ge=0)  # evaluations in a row without progress that end a run early; 0 never does
+    # During the run in a process beside training, which goes on meanwhile: the same accuracies, told a little later. It
+    # wants a core of its own. Excludes patience and time_budget_s, which decide by an accuracy and by what it took.
+    beside: bool = False
+    flip: bool = True  # whether `dsa` may mirror images; not for digits and letters
+    controls: bool = True  # random, k-means and JPEG real images at the end
+    test: bool = True  # whether the test split is read at the end; not by what is still to be chosen from
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Per-channel mean and standard deviation of the train split in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def apply(self, images: Tensor) -> Tensor:
+        """(..., C, H, W) in [0, 1] to zero mean and unit deviation."""
+        shape = (-1, 1, 1)
+        mean, std = (
+            sent(torch.tensor(values, dtype=images.dtype).view(shape), images.device)
+            for values in (self.mean, self.std)
+        )
+        return (images - mean) / std
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Test accuracies in percent of `learners` networks trained on one set, and how they were trained."""
+
+    accuracies: tuple[float, ...]
+    recipe: Recipe
+    network: NetworkConfig
+    seed: int
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy, percent."""
+        return float(torch.tensor(self.accuracies, dtype=torch.float64).mean())
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over learners (population), percent."""
+        return float(torch.tensor(self.accuracies, dtype=torch.float64).std(correction=0))
+
+    def description(self) -> dict[str, Any]:
+        """Plain values for provenance."""
+        return {
+            "recipe": self.recipe.name,
+            "recipe_details": asdict(self.recipe),
+            "learners": len(self.accuracies),
+            "accuracy_mean": self.mean,
+            "accuracy_std": self.std,
+            "accuracies": list(self.accuracies),
+            "network": self.network.model_dump(),
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Trains and tests learners of one kind with one recipe.
+
+    Attributes:
+        recipe: how they are trained.
+        network: what they are.
+        classes: number of classes.
+        normalisation: applied to the set and to the test images.
+        seed: learner i has the same initial parameters and batch order whoever trains it.
+        flip: whether augmentation may mirror.
+    """
+
+    recipe: Recipe
+    network: NetworkConfig
+    classes: int
+    normalisation: Normalisation
+    seed: int
+    flip: bool = True
+
+    @tf32()
+    def evaluate(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        held_out: Iterable[tuple[Tensor, Tensor]],
+        *,
+        learners: int,
+        collective: Collective,
+        on_epoch: Callable[[], None] | None = None,
+    ) -> Evaluation:
+        """Accuracies of `learners` fresh networks, divided over the workers.
+
+        Args:
+            images: uint8 (N, C, H, W), the set to train on.
+            labels: int64 (N,), or soft labels, float32 (N, classes).
+            held_out: the images to test on in pieces, uint8 (M, C, H, W) and int64 (M,), read once.
+            learners: how many networks in all.
+            collective: the workers, who all hold the same arguments.
+            on_epoch: called between epochs (progress).
+
+        Raises:
+            NonFiniteError: a learner's loss stopped being finite.
+        """
+        mine = range(learners)[collective.rank :: collective.size]
+        group = _at_once(learners, images.device)
+        scored = torch.zeros((learners,), device=images.device, dtype=torch.float64)
+        groups = [mine[start : start + group] for start in range(0, len(mine), group)]
+        trained = [self._trained(images, labels, chosen, on_epoch) for chosen in groups]
+        tested = 0
+        for test_images, test_labels in held_out:
+            tested += len(test_labels)
+            on_device = test_images.to(images.device), test_labels.to(images.device)
+            for chosen, together in zip(groups, trained, strict=True):
+                scored[list(chosen)] += self._hits(together, *on_device)
+        collective.sum_(scored.mul_(100).div_(tested))
+        return Evaluation(tuple(scored.tolist()), self.recipe, self.network, self.seed)
+
+    def _trained(
+        self, images: Tensor, labels: Tensor, learners: range, on_epoch: Callable[[], None] | None
+    ) -> _Together:
+        recipe, device = self.recipe, images.device
+        inputs = self.normalisation.apply(to_float(images))
+        shape = (images.shape[1], images.shape[2], images.shape[3])
+        networks = [
+            initialise_(
+                build_network(self.network, shape, self.classes), seeding.generator(self.seed, "evaluation", index=i)
+            ).to(device)
+            for i in learners
+        ]
+        orders = [seeding.generator(self.seed, "evaluation-order", index=i) for i in learners]
+        together = _Together(networks)
+        optimizer = torch.optim.SGD(
+            together.parameters,
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+        )
+        for epoch in range(recipe.epochs):
+            if epoch == recipe.epochs // 2 + 1:
+                optimizer.param_groups[0]["lr"] = recipe.learning_rate / 10
+            order = sent(torch.stack([torch.randperm(len(images), generator=draws) for draws in orders]), device)
+            for batch in order.split(recipe.batch_size, dim=1):
+                chosen = inputs[batch]
+                if recipe.augmentation != "none":
+                    chosen = self._augment(chosen, orders)
+                logits = together.logits(chosen)
+                wrong = F.cross_entropy(logits.flatten(0, 1), labels[batch].flatten(0, 1), reduction="sum")
+                loss = wrong / batch.shape[1]  # the sum over learners of their means
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+            if on_epoch is not None:
+                on_epoch()
+        if not all(bool(p.isfinite().all()) for p in together.parameters):
+            raise NonFiniteError(
+                f"an evaluation learner (recipe {recipe.name}) diverged within {recipe.epochs} epochs",
+                "the set's images may be degenerate: look at the image grid",
+            )
+        return together
+
+    def _augment(self, batch: Tensor, draws: list[torch.Generator]) -> Tensor:
+        if self.recipe.augmentation == "crop-scale-rotate":
+            return torch.stack([crop_scale_rotate(images, draw) for images, draw in zip(batch, draws, strict=True)])
+        drawn = [draw_transform(draw, batch.shape[1], flip=self.flip) for draw in draws]
+        return torch.stack([augment(images, draw) for images, draw in zip(batch, drawn, strict=True)])
+
+    @torch.no_grad()
+    def _hits(self, together: _Together, test_images: Tensor, test_labels: Tensor) -> Tensor:
+        """How many of the images each learner names right."""
+        hits = torch.zeros((), device=test_images.device)
+        for part, expected in zip(test_images.split(TEST_BATCH), test_labels.split(TEST_BATCH), strict=True):
+            inputs = self.normalisation.apply(to_float(part))
+            predicted = together.logits(inputs.expand(together.count, *inputs.shape)).argmax(2)
+            hits = hits + (predicted == expected).sum(1)
+        return hits.double()
+
+
+def _at_once(learners: int, device: torch.device) -> int:
+    """How many learners take a step together: on a CPU one by one is as fast, and has compiled blocks."""
+    return learners if device.type == "cuda" else 1
+
+
+class _Once(nn.Module):
+    """A learner where it is trained or tested."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.learner.once(images)
+
+
+class _Together:
+    """Learners that take each step at once: one, or several whose parameters are stacked along a first dimension."""
+
+    def __init__(self, networks: Sequence[Learner]) -> None:
+        learners = [_Once(network) for network in networks]
+        self.count, self._one = len(learners), learners[0]
+        self._stacked = dict(self._one.named_parameters()) if self.count == 1 else stack_module_state(learners)[0]
+        self._logits = vmap(lambda parameters, images: functional_call(self._one, parameters, (images,)))
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """What the optimiser moves."""
+        return list(self._stacked.values())
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(learners, N, C, H, W) to (learners, N, classes)."""
+        if self.count == 1:
+            only: Tensor = self._one(images[0])
+            return only[None]
+        found: Tensor = self._logits(self._stacked, images)
+        return found

@@ -1,0 +1,1 @@
+"""Several processes as one, and what each is given and keeps: context, checkpoints, storage, tracking, memory."""

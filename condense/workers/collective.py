@@ -1,0 +1,244 @@
+"""Sums and gathers over the workers of a run, the identity where there is one; and which worker has what: the mesh.
+
+    mesh = class slices x network replicas
+
+A slice owns its classes' real and synthetic images; a replica draws networks of its own, and the gradients at the
+images are averaged over replicas. Nothing that is drawn depends on the mesh: another one changes the order of sums.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from condense import errors
+from condense.errors import CondenseError, ConfigError
+from condense.workers.shared_sum import share_memory
+
+GLOO_THREAD = "gloo_tcp_loop"
+
+
+class Collective(Protocol):
+    """What the algorithm needs of the other workers. Every worker must call the same methods in the same order."""
+
+    rank: int
+    size: int
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """`tensor`, in place, as the sum over workers."""
+
+    def begin_sum_(self, tensor: Tensor) -> Callable[[], object]:
+        """Begins `sum_` of a contiguous tensor and returns what waits for its end; only more of these come between."""
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The workers' tensors joined along the first dimension, in rank order; their lengths may differ."""
+
+    def split(self, groups: Sequence[range]) -> Collective:
+        """The workers of this one's group; `groups`, alike on all workers, has every rank of these in one of them."""
+
+
+class Alone:
+    """One process."""
+
+    rank = 0
+    size = 1
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """`tensor` itself."""
+        return tensor
+
+    def begin_sum_(self, tensor: Tensor) -> Callable[[], object]:
+        """There is nothing to wait for."""
+        return lambda: None
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """`tensor` itself."""
+        return tensor
+
+    def split(self, groups: Sequence[range]) -> Collective:
+        """Itself."""
+        return self
+
+
+class ProcessGroup:
+    """A torch.distributed group (gloo on CPU, NCCL on GPU): the default one, which somebody else has initialised, or,
+    from `split`, a part of it."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self._group = group
+        _calm_exchanges()
+        self.rank = dist.get_rank(group)
+        self.size = dist.get_world_size(group)
+        self._shared = None
+        if dist.get_backend(group) == "gloo":
+            self._shared = share_memory(self.rank, self.size, partial(told, self, device=torch.device("cpu")))
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """All-reduce; between processes of one machine through memory that they share."""
+        self.begin_sum_(tensor)()
+        return tensor
+
+    def begin_sum_(self, tensor: Tensor) -> Callable[[], object]:
+        """All-reduce in the background; through shared memory, which takes less time than to begin, at once."""
+        if self._shared is not None and self._shared.takes(tensor):
+            self._shared.sum_(tensor)
+            return lambda: None
+        work = dist.all_reduce(tensor, group=self._group, async_op=True)
+        assert work is not None  # this worker is in the group
+        wait: Callable[[], object] = work.wait
+        return wait
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """All-gather of tensors that agree in all but the first dimension: padded to the longest, then cut."""
+        length = torch.tensor([tensor.shape[0]], device=tensor.device)
+        lengths = [torch.empty_like(length) for _ in range(self.size)]
+        dist.all_gather(lengths, length, group=self._group)
+        longest = max(int(n) for n in lengths)
+        padded = tensor.new_zeros((longest, *tensor.shape[1:]))
+        padded[: tensor.shape[0]] = tensor
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded, group=self._group)
+        return torch.cat([part[: int(n)] for part, n in zip(parts, lengths, strict=True)])
+
+    def split(self, groups: Sequence[range]) -> Collective:
+        """Of the default group; a group of one is alone, and the group of all is this one."""
+        mine: Collective = Alone()
+        for ranks in groups:
+            if len(ranks) == self.size:
+                return self
+            if len(ranks) > 1:  # every worker takes part in making every group
+                group = dist.new_group(list(ranks))
+                if not isinstance(group, int):  # a number stands for a group of others
+                    mine = ProcessGroup(group)
+        return mine
+
+
+def _calm_exchanges() -> None:
+    """Gloo's thread of each process, as a batch thread, gives way to the threads that it wakes.
+
+    Between messages it asks the kernel again and again; whom it had woken waited for its time slice to end, which made
+    three quarters of an exchange (2.7 ms, after 10 ms of work, of 0.34 MB between two workers with a core each; now 1).
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # ended since, or not ours to change
+            if (thread / "comm").read_text().strip() == GLOO_THREAD:
+                os.sched_setscheduler(int(thread.name), os.SCHED_BATCH, os.sched_param(0))
+
+
+def sum_all_(collective: Collective, tensors: Sequence[Tensor]) -> None:
+    """Each tensor becomes its sum over workers, in one exchange; the tensors share a type and a device."""
+    if collective.size == 1:
+        return
+    joined = collective.sum_(torch.cat([tensor.flatten() for tensor in tensors]))
+    for tensor, part in zip(tensors, joined.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def told(collective: Collective, text: str, device: torch.device) -> list[str]:
+    """What each worker says, in the order of ranks; `device` is that of the tensors which the collective carries."""
+    said = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
+    return bytes(collective.gather(said.to(device)).tolist()).decode().split("\0")[:-1]
+
+
+def agree(collective: Collective, error: CondenseError | None, device: torch.device) -> None:
+    """Where one worker failed, all raise its error (the lowest rank's), so that none is left waiting.
+
+    Args:
+        error: this worker's, or None.
+        device: of the tensors that the collective carries.
+    """
+    mine = "" if error is None else "\x1f".join((type(error).__name__, error.problem, error.remedy))
+    for failed in filter(None, told(collective, mine, device)):
+        kind, problem, remedy = failed.split("\x1f")
+        made: CondenseError = getattr(errors, kind)(problem, remedy)
+        raise made
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The place of one worker among class slices and network replicas.
+
+    Attributes:
+        everyone: all workers.
+        over_slices: the workers that compute the same replicas as this one, one of each slice, in the slices' order.
+        over_replicas: the workers that hold the same slice as this one, and move its images alike.
+        replicas: networks at each match step, on all workers together.
+        own: those of this worker.
+    """
+
+    everyone: Collective
+    over_slices: Collective
+    over_replicas: Collective
+    replicas: int
+    own: range
+
+
+def build_mesh(collective: Collective, replicas: int = 1) -> Mesh:
+    """The mesh of these workers: see `mesh_shape`. All of them call it."""
+    slices, columns = mesh_shape(collective.size, replicas)
+    # Neighbours share a replica and have different slices: between match steps those exchange the gradients of their
+    # network at every step of its training, which is far more than the gradients of images.
+    over_slices = collective.split([range(column * slices, (column + 1) * slices) for column in range(columns)])
+    over_replicas = collective.split([range(number, columns * slices, slices) for number in range(slices)])
+    column = collective.rank // slices
+    own = range(column, column + 1) if columns == replicas else range(replicas)
+    return Mesh(collective, over_slices, over_replicas, replicas, own)
+
+
+def mesh_shape(workers: int, replicas: int) -> tuple[int, int]:
+    """(class slices, workers that hold each of them).
+
+    Where the workers are a multiple of the replicas, a worker computes one replica of one slice; otherwise every worker
+    has a slice and computes all of its replicas one after another.
+    """
+    return (workers // replicas, replicas) if workers % replicas == 0 else (workers, 1)
+
+
+def check_mesh(classes: int, workers: int, replicas: int = 1, most: int | None = None) -> None:
+    """Refuses workers of which some would own no class.
+
+    Args:
+        most: workers to grow to, one at a time: every number up to it must do.
+
+    Raises:
+        ConfigError: more class slices than classes.
+    """
+    for count in range(most or workers, workers - 1, -1):
+        slices, _ = mesh_shape(count, replicas)
+        if slices <= classes:
+            continue
+        if replicas == 1:
+            made, remedy = f"{count} workers", f"set workers <= {classes}"
+        else:
+            made = f"{count} workers with replicas={replicas} are {slices} slices"
+            remedy = f"set workers <= {classes}, or without max_workers to a multiple of {replicas} up to"
+            remedy += f" {classes * replicas}"
+        raise ConfigError(f"{made} for {classes} classes: a worker would own none", remedy)
+
+
+def most_workers(available: int, classes: int, replicas: int = 1) -> int:
+    """The most workers, of those available but at least one, that all own a class."""
+    fitting = (n for n in range(max(1, available), 0, -1) if mesh_shape(n, replicas)[0] <= classes)
+    return next(fitting)
+
+
+def class_slice(classes: int, rank: int, size: int) -> range:
+    """The contiguous classes of slice `rank` of `size`; slice lengths differ by at most one.
+
+    Raises:
+        ConfigError: more slices than classes.
+    """
+    check_mesh(classes, size)
+    return range(rank * classes // size, (rank + 1) * classes // size)

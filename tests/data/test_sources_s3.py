@@ -1,0 +1,117 @@
+"""Parquet on S3, through pyarrow's own client, from a small server that speaks the reading half of the protocol."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+import torch
+
+from condense.data.sources import DataConfig, open_source
+from condense.errors import SourceError
+from tests.data.test_sources import rows, write_hub
+
+NATIVE = DataConfig(image_size=None)
+
+
+class Bucket(BaseHTTPRequestHandler):
+    """HEAD and ranged GET of objects, and ListObjectsV2, over the files below `root`."""
+
+    root: Path
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        """Silence."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        address = urlsplit(self.path)
+        key = unquote(address.path).strip("/").partition("/")[2]
+        if not key:
+            self.reply(200, self.listing(parse_qs(address.query).get("prefix", [""])[0]))
+        elif not (self.root / key).is_file():
+            self.reply(404, b"")
+        else:
+            data = (self.root / key).read_bytes()
+            wanted = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            first, last = (int(wanted[1]), min(int(wanted[2]), len(data) - 1)) if wanted else (0, len(data) - 1)
+            self.reply(206 if wanted else 200, data[first : last + 1], f"bytes {first}-{last}/{len(data)}")
+
+    def listing(self, prefix: str) -> bytes:
+        files = sorted(path for path in self.root.rglob("*.parquet"))
+        names = [(path.relative_to(self.root).as_posix(), path.stat().st_size) for path in files]
+        found = "".join(
+            f"<Contents><Key>{name}</Key><Size>{size}</Size></Contents>"
+            for name, size in names
+            if name.startswith(prefix)
+        )
+        count = found.count("<Key>")
+        head = f"<KeyCount>{count}</KeyCount><IsTruncated>false</IsTruncated>"
+        return f"<ListBucketResult>{head}{found}</ListBucketResult>".encode()
+
+    def reply(self, status: int, body: bytes, content_range: str = "") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+        if content_range:
+            self.send_header("Content-Range", content_range)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The query of a URI that reaches a bucket of the files in tmp_path."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "something")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Here", (Bucket,), {"root": tmp_path}))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"?scheme=http&region=us-east-1&endpoint_override=127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_file_on_s3_gives_the_same_images_as_on_disk(tmp_path: Path, options: str) -> None:
+    path = write_hub(tmp_path / "pets_train.parquet", rows(30), [row % 2 for row in range(30)])
+    write_hub(tmp_path / "pets_test.parquet", rows(4, start=60), [0, 1] * 2)
+    remote = open_source(f"parquet:s3://bucket/pets_train.parquet{options}", NATIVE, seed=0)
+    local = open_source(f"parquet:{path}", NATIVE, seed=0)
+    assert remote.name == local.name == "pets"
+    assert remote.description()["test"] == "s3://bucket/pets_test.parquet"
+    for split in ("train", "validation", "test"):
+        assert torch.equal(remote.load(split).images, local.load(split).images)
+
+
+def test_a_folder_on_s3_is_read_by_split(tmp_path: Path, options: str) -> None:
+    for shard in range(2):
+        write_hub(tmp_path / "pets" / f"train-{shard}.parquet", rows(10, start=10 * shard), [0, 1] * 5)
+    write_hub(tmp_path / "pets" / "test-0.parquet", rows(4, start=60), [0, 1] * 2)
+    source = open_source(f"parquet:s3://bucket/pets{options}", NATIVE, seed=0)
+    assert sum(source.class_counts) + len(source.load("validation").labels) == 20
+    assert len(source.load("test").labels) == 4
+
+
+def test_a_missing_or_damaged_object_is_told_by_its_uri(tmp_path: Path, options: str) -> None:
+    with pytest.raises(SourceError, match=r"s3://bucket/none\.parquet.* does not exist"):
+        open_source(f"parquet:s3://bucket/none.parquet{options}", NATIVE, seed=0)
+    write_hub(tmp_path / "pets.parquet", rows(10), [0, 1] * 4 + [0, 7])
+    with pytest.raises(SourceError, match=r"s3://bucket/pets\.parquet, row 9: label 7"):
+        open_source(f"parquet:s3://bucket/pets.parquet{options}", NATIVE, seed=0)
+
+
+def test_a_uri_with_a_key_in_it_is_refused_without_repeating_the_key() -> None:
+    with pytest.raises(SourceError) as caught:
+        open_source("parquet:s3://someone:hidden@bucket/pets.parquet", NATIVE, seed=0)
+    assert "hidden" not in str(caught.value)
+    assert "AWS_SECRET_ACCESS_KEY" in caught.value.remedy

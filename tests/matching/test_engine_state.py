@@ -1,0 +1,38 @@
+"""What of a set's optimiser goes into checkpoints, and that all workers gather it in one order."""
+
+import torch
+from torch import Tensor
+
+from condense.matching.engine_state import image_state, restore_images_
+from condense.synthetic.synthetic_set import ImagesConfig
+from condense.workers.checkpoints import Checkpoint
+from condense.workers.collective import Alone
+from tests.matching.test_engine import CLASSES, engine
+
+
+class Noting(Alone):
+    """Keeps what it gathers, in order."""
+
+    def __init__(self) -> None:
+        self.gathered: list[Tensor] = []
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        self.gathered.append(tensor.clone())
+        return tensor
+
+
+def test_a_restored_worker_gathers_in_the_order_of_every_other_whatever_that_of_its_file() -> None:
+    images = ImagesConfig(parameterisation="pyramid")
+    made = engine(images=images)
+    made.outer_step(0)
+    tensors, scalars = image_state(made, Alone())
+    orders = []
+    for names in (list(tensors), list(reversed(tensors))):
+        other, noted = engine(images=images), Noting()
+        checkpoint = Checkpoint(1, "identity", {name: tensors[name].clone() for name in names}, scalars)
+        restore_images_(other, checkpoint, slice(0, CLASSES))
+        found, _ = image_state(other, noted)
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+        orders.append(noted.gathered)
+    assert all(torch.equal(a, b) for a, b in zip(*orders, strict=True))
