@@ -23,8 +23,8 @@ from condense.condensation.loop import condense
 from condense.settings import resolve
 from condense.workers.checkpoints import NoCheckpoints
 from condense.workers.collective import Alone
-from condense.workers.context import Progress, Surroundings
-from condense.workers.memory import keep_memory
+from condense.workers.context import Progress, WorkerContext
+from condense.workers.memory import keep_freed_memory
 from condense.workers.tracking import RecordingTracker
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +45,7 @@ def measure(count: int, beside: bool, settings: tuple[str, ...]) -> dict[str, An
     own = (f"evaluation.every={config.outer_steps // count}", f"evaluation.beside={str(beside).lower()}")
     config = resolve(RunConfig, ROOT / "examples" / "quickstart.yaml", (*common, *own))
     tracker = RecordingTracker()
-    made = condense(config, Surroundings(Alone(), tracker, NoCheckpoints(), progress, torch.device("cpu")))
+    made = condense(config, WorkerContext(Alone(), tracker, NoCheckpoints(), progress, torch.device("cpu")))
     return {
         "evaluations": count,
         "beside": beside,
@@ -76,7 +76,7 @@ def main() -> None:
         show(finished(arguments.read))
         return
     torch.set_num_threads(1)
-    keep_memory()
+    keep_freed_memory()
     settings = (*(TINY if arguments.tiny else ()), *arguments.set)
     measure(1, False, (*settings, "outer_steps=2"))  # a process's first run also warms up
     rows = []

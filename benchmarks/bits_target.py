@@ -30,14 +30,14 @@ from torch import Tensor, nn
 
 from benchmarks.curve import SharedTargets
 from benchmarks.rows import append, finished
-from condense.condensation.config import RunConfig
 from condense.condensation import build as building
+from condense.condensation.config import RunConfig
 from condense.condensation.loop import condense
 from condense.settings import resolve
 from condense.workers.checkpoints import LocalCheckpoints
 from condense.workers.collective import Alone
-from condense.workers.context import Progress, Surroundings
-from condense.workers.memory import keep_memory
+from condense.workers.context import Progress, WorkerContext
+from condense.workers.memory import keep_freed_memory
 from condense.workers.tracking import NullTracker
 
 EXAMPLE = Path("examples/fashion-mnist.yaml")
@@ -65,7 +65,7 @@ def one_run(config: RunConfig) -> dict[str, Any]:
 
     started = time.process_time()
     keep = LocalCheckpoints(Path(tempfile.gettempdir()) / f"bits-target-{config.identity()}")
-    facts = condense(config, Surroundings(Alone(), NullTracker(), keep, progress, torch.device("cpu"))).provenance
+    facts = condense(config, WorkerContext(Alone(), NullTracker(), keep, progress, torch.device("cpu"))).provenance
     keep.path.unlink(missing_ok=True)
     return {
         "images_per_class": config.images_per_class,
@@ -117,15 +117,15 @@ def table(rows: list[dict[str, Any]]) -> str:
     fixed = [row for row in rows if row["bits_target"] is None]
     for row in sorted((r for r in rows if r["bits_target"]), key=lambda r: (r["images_per_class"], r["bits_target"])):
         ipc, seed, target, bits = (row[key] for key in ("images_per_class", "seed", "bits_target", "bits_per_dim"))
-        around = [
+        context = [
             other
             for other in fixed
             if (other["images_per_class"], other["seed"]) == (ipc, seed)
             and abs(abs(math.log(other["bits_weight"] / row["bits_weight"])) - math.log(BESIDE)) < 1e-6
         ]
-        if len(around) < 2:
+        if len(context) < 2:
             continue
-        low, high = sorted(around, key=lambda other: other["bits_per_dim"])
+        low, high = sorted(context, key=lambda other: other["bits_per_dim"])
         span = math.log(high["bits_per_dim"] / low["bits_per_dim"])
         part = math.log(bits / low["bits_per_dim"]) / span
         same = low["accuracy"] + part * (high["accuracy"] - low["accuracy"])
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE")
     arguments = parser.parse_args()
-    keep_memory()
+    keep_freed_memory()
     for seed in arguments.seeds:
         for target in arguments.target:
             runs_of_seed(target, seed, arguments.overrides, arguments.results)

@@ -22,7 +22,7 @@ from benchmarks.objectives import settings
 from benchmarks.rows import append, finished
 from condense.condensation.config import RunConfig
 from condense.settings import resolve
-from condense.workers.memory import keep_memory
+from condense.workers.memory import keep_freed_memory
 
 BITS = "bits_weight=10"
 EVERY_TWO = "evaluation.every=2"
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    keep_memory()
+    keep_freed_memory()
     for name in arguments.sets:
         dataset, ipc, objective, choices = SETS[name]
         for seed in arguments.seeds:

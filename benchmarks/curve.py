@@ -25,15 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.rows import append, finished
-from condense.condensation.config import RunConfig
 from condense.condensation import build as building
+from condense.condensation.config import RunConfig
 from condense.condensation.loop import condense
 from condense.matching.objectives import build_objective
 from condense.settings import resolve
 from condense.workers.checkpoints import NoCheckpoints
 from condense.workers.collective import Alone
-from condense.workers.context import Progress, Surroundings
-from condense.workers.memory import keep_memory
+from condense.workers.context import Progress, WorkerContext
+from condense.workers.memory import keep_freed_memory
 from condense.workers.tracking import NullTracker
 
 KEYS = ("accuracy", "bits_per_dim", "png_bytes")
@@ -67,7 +67,7 @@ def one_run(config: RunConfig) -> dict[str, float | str]:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     started, cpu = time.perf_counter(), time.process_time()
-    facts = condense(config, Surroundings(Alone(), NullTracker(), NoCheckpoints(), progress, device)).provenance
+    facts = condense(config, WorkerContext(Alone(), NullTracker(), NoCheckpoints(), progress, device)).provenance
     return {
         "bits_weight": config.bits_weight,
         "seed": config.seed,
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE")
     arguments = parser.parse_args()
-    keep_memory()
+    keep_freed_memory()
     targets: dict[int, dict[int, Any]] = {}
     for seed, weight in itertools.product(arguments.seeds, arguments.weights):
         if any((row["bits_weight"], row["seed"]) == (weight, seed) for row in finished(arguments.results)):

@@ -33,7 +33,7 @@ from condense.matching.objectives import build_objective
 from condense.matching.schedule import Schedule
 from condense.synthetic.synthetic_set import ImagesConfig, initial_set
 from condense.workers.collective import Alone, build_mesh
-from condense.workers.memory import keep_memory
+from condense.workers.memory import keep_freed_memory
 
 SHAPES = {"mnist": (1, 28, 28), "cifar": (3, 32, 32)}
 CLASSES, REAL, WIDTH = 10, 256, 128
@@ -75,7 +75,7 @@ def engine(
 def time_ours(dataset: str, ipc: int, precision: str, repeats: int) -> dict[str, list[float]]:
     """CPU-seconds of match steps and inner epochs, after one of each that is not counted."""
     torch.set_num_threads(1)
-    keep_memory()
+    keep_freed_memory()
     made = engine(SHAPES[dataset], ipc, precision=precision)
     matches, epochs = [], []
     for step in range(repeats + 1):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import tell
-from condense.condensation.calibration import Costs, costs_here
+from condense.condensation.calibration import Costs, measure_costs
 from condense.condensation.config import RunConfig
 from condense.condensation.estimate import estimate, predicted
 from condense.condensation.loop import open_checked
@@ -119,7 +119,7 @@ def main() -> None:
     if arguments.costs:
         ready, time.perf_counter = time.process_time(), time.process_time
         config = validate(RunConfig, json.loads(arguments.costs), where="the config")
-        print(json.dumps(asdict(costs_here(config, len(open_checked(config)[0].class_names), 1, 1, ready))))
+        print(json.dumps(asdict(measure_costs(config, len(open_checked(config)[0].class_names), 1, 1, ready))))
         return
     for case in arguments.cases:
         file, settings = CASES[case]

@@ -29,8 +29,8 @@ from condense.learners.networks import NetworkConfig
 from condense.settings import resolve
 from condense.workers.checkpoints import NoCheckpoints
 from condense.workers.collective import Alone
-from condense.workers.context import Progress, Surroundings, local_device
-from condense.workers.memory import keep_memory
+from condense.workers.context import Progress, WorkerContext, local_device
+from condense.workers.memory import keep_freed_memory
 from condense.workers.tracking import NullTracker
 
 ROOT = Path(__file__).parents[1]
@@ -94,8 +94,8 @@ def provenance(
     source = () if file is None else (f"source=parquet:{file}",)
     small = TINY if tiny else (() if file else ("source=digits",))
     config = resolve(RunConfig, ROOT / "examples" / f"{example}.yaml", (*overrides, *EVALUATION, *source, *small))
-    around = Surroundings(Alone(), NullTracker(), NoCheckpoints(), progress, torch.device(device))
-    return condense(config, around).provenance
+    context = WorkerContext(Alone(), NullTracker(), NoCheckpoints(), progress, torch.device(device))
+    return condense(config, context).provenance
 
 
 def run(example: str, file: Path | None, overrides: Sequence[str], device: str, *, tiny: bool) -> tuple[str, str]:
@@ -125,7 +125,7 @@ def main() -> int:
         local_device(1 if arguments.device == "cuda" else 0)
     except ConfigError as error:
         parser.error(str(error))
-    keep_memory()
+    keep_freed_memory()
     name = torch.cuda.get_device_name() if arguments.device == "cuda" else platform.processor() or "CPU"
     lines = [f"# GPU check: {name}, PyTorch {torch.__version__}", "", tests() if arguments.device == "cuda" else ""]
     deadline = time.monotonic() + 60 * arguments.minutes

@@ -32,7 +32,7 @@ from condense.data.decoding import encode_png
 from condense.data.slices import HeldOut, load_held_out, load_slice, normalisation_of, source_digest
 from condense.data.sources import DataConfig, open_source
 from condense.workers.collective import Alone, build_mesh
-from condense.workers.memory import keep_memory
+from condense.workers.memory import keep_freed_memory
 
 LAYOUTS = ("sorted", "shuffled", "one group")
 PER_CLASS, OWN, SIDE, GROUP = 2600, 4, 64, 1000
@@ -63,7 +63,7 @@ def _write(path: Path, labels: np.ndarray[Any, Any], pictures: Any, *, group: in
 
 def read(path: Path, limit_mib: int) -> dict[str, Any]:
     """In a process of its own: what reading the last classes of the file takes."""
-    keep_memory()
+    keep_freed_memory()
     torch.set_num_threads(1)
     Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
     before, data, bytes_before = _status("VmRSS"), _status("VmData"), _bytes_read()

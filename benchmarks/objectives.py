@@ -25,7 +25,7 @@ from benchmarks.curve import one_run
 from benchmarks.rows import append, finished
 from condense.condensation.config import RunConfig
 from condense.settings import resolve
-from condense.workers.memory import keep_memory
+from condense.workers.memory import keep_freed_memory
 
 FILES = {"fashion": "fashion_mnist_train.parquet", "cifar": "cifar10_train.parquet"}
 JUDGED = [
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=list(OBJECTIVES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    keep_memory()
+    keep_freed_memory()
     for seed, of_set, objective in itertools.product(arguments.seeds, arguments.sets, arguments.objectives):
         dataset, ipc = of_set.split(":")
         for weight in OBJECTIVES[objective][1]:

@@ -43,7 +43,7 @@ from condense.matching.engine import CLASSES_AT_ONCE
 from condense.settings import resolve
 from condense.synthetic.synthetic_set import initial_set
 from condense.workers.collective import Alone, ProcessGroup, build_mesh, mesh_shape
-from condense.workers.memory import keep_memory
+from condense.workers.memory import keep_freed_memory
 
 STEPS, EXCHANGES = 3, 200
 
@@ -72,7 +72,7 @@ def side_by_side(config: RunConfig, classes: int, clock: str, processes: int) ->
 def _start(clock: str) -> None:
     if clock == "cpu":
         time.perf_counter = time.process_time
-    keep_memory()
+    keep_freed_memory()
     torch.set_num_threads(1)
 
 

@@ -29,11 +29,11 @@ from typing import Any
 
 import torch
 
-from condense.condensation.config import RunConfig
 from condense.condensation import loop as condensation
+from condense.condensation.config import RunConfig
 from condense.workers.checkpoints import NoCheckpoints
 from condense.workers.collective import Alone
-from condense.workers.context import Surroundings
+from condense.workers.context import WorkerContext
 from condense.workers.tracking import NullTracker
 from tuning.journal import CONFIG, EVENTS, Journal, Trial, apply_
 from tuning.score import Point, front, hypervolume
@@ -89,8 +89,8 @@ def bare_trial(number: int, values: dict[str, Any], report: Report) -> dict[str,
     before = time.process_time()
     config = RunConfig.model_validate(values)
     condensation.REAL_BITS_IMAGES = 20  # bits of real images are no part of what is compared
-    around = Surroundings(Alone(), NullTracker(), NoCheckpoints(), lambda at: None, torch.device("cpu"))
-    facts = condensation.condense(config, around).provenance
+    context = WorkerContext(Alone(), NullTracker(), NoCheckpoints(), lambda at: None, torch.device("cpu"))
+    facts = condensation.condense(config, context).provenance
     found = {"accuracy": facts["validation"]["accuracy_mean"], "bits": facts["bits"]["per_set"]}
     return {**found, "cpu_seconds": time.process_time() - before}
 

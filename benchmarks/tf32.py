@@ -3,7 +3,7 @@
     python -m benchmarks.tf32 --data FOLDER
 
 The inputs of every convolution and of its gradient are rounded to TF32's ten bits of mantissa, products and sums are
-float32: what PyTorch lets a GPU do unless told otherwise (`keep_float32` in condense/workers/devices.py does). Held-out
+float32: what PyTorch lets a GPU do unless told otherwise (`forbid_tf32` in condense/workers/devices.py does). Held-out
 real images under the shipped flows; image gradients of one match step on generated images.
 """
 
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    kernels.built = lambda: None  # PyTorch's convolutions, which a GPU would compute
+    kernels.load_library = lambda: None  # PyTorch's convolutions, which a GPU would compute
     print(f"| | gradient off by (norm) | bits per dim off by: mean; most of {IMAGES} images |\n|---|---|---|")
     for flow in FLOWS:
         print(of_bits(flow, arguments.data), flush=True)

@@ -34,7 +34,7 @@ from condense.data.slices import load_held_out, load_slice, normalisation_of
 from condense.pixels import to_float
 from condense.settings import resolve
 from condense.workers.collective import Alone, build_mesh
-from condense.workers.memory import keep_memory
+from condense.workers.memory import keep_freed_memory
 
 CPU = torch.device("cpu")
 
@@ -84,7 +84,7 @@ def reference(task: Task, steps: int) -> dict[str, Any]:
 
 def ours(task: Task, steps: int) -> dict[str, Any]:
     """The engine for `steps` outer steps."""
-    keep_memory()
+    keep_freed_memory()
     config = task.config.model_copy(update={"outer_steps": steps})
     synthetic = build_images(config, task.source, task.real, range(len(task.real)))
     engine = build_engine(config, len(task.real), task.real, task.normalisation, None, synthetic, build_mesh(Alone()))

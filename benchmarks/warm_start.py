@@ -27,8 +27,8 @@ from condense.settings import resolve
 from condense.synthetic.dataset import CondensedDataset, write_dataset
 from condense.workers.checkpoints import NoCheckpoints
 from condense.workers.collective import Alone
-from condense.workers.context import Surroundings
-from condense.workers.memory import keep_memory
+from condense.workers.context import WorkerContext
+from condense.workers.memory import keep_freed_memory
 from condense.workers.tracking import NullTracker
 
 EXAMPLE = Path("examples/fashion-mnist.yaml")
@@ -62,8 +62,8 @@ def runs_of_seed(seed: int, overrides: list[str], results: Path) -> None:
         config = resolve(RunConfig, EXAMPLE, [*overrides, *own])
         config = resolve(RunConfig, EXAMPLE, [*overrides, *own, f"evaluation.every={config.outer_steps}"])
         started = time.process_time()
-        around = Surroundings(Alone(), NullTracker(), NoCheckpoints(), lambda at: None, torch.device("cpu"))
-        made = condense(config, around)
+        context = WorkerContext(Alone(), NullTracker(), NoCheckpoints(), lambda at: None, torch.device("cpu"))
+        made = condense(config, context)
         if values["start"] is None:
             write_dataset(sets / f"{values['bits_weight']}.parquet", made)
         append(results, row_of(made, values, time.process_time() - started))
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE")
     arguments = parser.parse_args()
-    keep_memory()
+    keep_freed_memory()
     for seed in arguments.seeds:
         runs_of_seed(seed, arguments.overrides, arguments.results)
     print(table(finished(arguments.results)))

@@ -6,7 +6,7 @@ import torch
 
 from condense.errors import CheckpointError, CondenseError, ConfigError, OutputError
 from condense.workers.checkpoints import Checkpoint
-from condense.workers.collective import Collective, agree
+from condense.workers.collective import Collective, raise_together
 from condense.workers.storage import StoredCheckpoints
 
 
@@ -36,7 +36,7 @@ class SharedCheckpoints(StoredCheckpoints):
                 )
         except CheckpointError as error:
             failure = error
-        agree(collective, failure, device)
+        raise_together(collective, failure, device)
 
     def save(self, checkpoint: Checkpoint | None, metrics: dict[str, float]) -> None:
         """Worker 0 writes, and what goes wrong there is raised everywhere."""
@@ -45,7 +45,7 @@ class SharedCheckpoints(StoredCheckpoints):
             super().save(checkpoint, metrics)
         except (OutputError, CheckpointError) as error:
             failure = error
-        agree(self.collective, failure, self.device)
+        raise_together(self.collective, failure, self.device)
 
     def latest(self) -> Checkpoint | None:
         """The one that worker 0 finds; storages such as NFS may show another worker an older listing."""
@@ -55,7 +55,7 @@ class SharedCheckpoints(StoredCheckpoints):
             found = super().latest() if self.collective.rank == 0 else None
         except CheckpointError as error:
             failure = error
-        agree(self.collective, failure, self.device)
+        raise_together(self.collective, failure, self.device)
         step = torch.tensor([0 if found is None else found.step], device=self.device)
         chosen = int(self.collective.sum_(step))
         if chosen == 0:
@@ -64,5 +64,5 @@ class SharedCheckpoints(StoredCheckpoints):
             found = found or self.at(chosen)
         except CheckpointError as error:
             failure = error
-        agree(self.collective, failure, self.device)
+        raise_together(self.collective, failure, self.device)
         return found

@@ -18,7 +18,7 @@ from condense.flow.fit import FitResult, Fitted, open_mixture, store, train
 from condense.flow.recipe import FlowFitConfig
 from condense.flow.store import check_writable
 from condense.settings import validate, without_passwords
-from condense.workers.context import Progress, Surroundings
+from condense.workers.context import Progress, WorkerContext
 from condense.workers.storage import StoredCheckpoints
 from condense.workers.tracking import NullTracker, Tracker
 
@@ -89,8 +89,8 @@ def _fit(
     return result
 
 
-def _train(values: dict[str, Any], around: Surroundings) -> Fitted | None:
-    return train(validate(FlowFitConfig, values, where="the recipe"), around)
+def _train(values: dict[str, Any], context: WorkerContext) -> Fitted | None:
+    return train(validate(FlowFitConfig, values, where="the recipe"), context)
 
 
 def _open(config: FlowFitConfig, run: str, resume: bool) -> tuple[str, Tracker]:

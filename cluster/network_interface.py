@@ -19,7 +19,7 @@ INTERFACE = "GLOO_SOCKET_IFNAME"
 _SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 
 
-class RayAddresses(TorchConfig):  # type: ignore[misc]
+class RayInterfaceConfig(TorchConfig):  # type: ignore[misc]
     """Torch's backend as Ray Train sets it up, on Ray's interface."""
 
     @property

@@ -16,7 +16,7 @@ from condense.condensation import in_process as local
 from condense.condensation import provenance
 from condense.condensation.config import RunConfig
 from condense.condensation.loop import open_checked
-from condense.condensation.pinning import pinned
+from condense.condensation.pinning import pin
 from condense.data.sources import DataSource
 from condense.errors import TrackingError
 from condense.files import check_folder_writable
@@ -77,7 +77,7 @@ def run(
         check_tracking(config.tracking_uri)
     config = flows.resolved(config)
     source, flow = open_checked(config)
-    config = pinned(config, flow)
+    config = pin(config, flow)
     name = config.dataset_name(source.name)
     run_id, tracker = _open(config, source.name, name, flow, trial_of) if tracked else (None, NullTracker())
     try:

@@ -18,7 +18,7 @@ from torch import Tensor
 from cluster.image_log import file_key, image_steps, send_picture
 from cluster.mlflow_runs import is_finished, log_params, log_source, open_run, written
 from cluster.spool import Record, Spool
-from cluster.tracking_store import check_tracking, connect, failures, first_line, patience, refused, shown, store_uri
+from cluster.tracking_store import check_tracking, connect, failures, first_line, patience, redacted, refused, store_uri
 from condense.errors import CondenseError, TrackingError
 from condense.workers.tracking import Status, check_grid, finite_metrics
 
@@ -137,7 +137,7 @@ class MLflowTracker:
                 self._pause(error)
                 if refused(error):
                     raise TrackingError(
-                        f"MLflow at {shown(self.tracking_uri)} refuses run {self.run_id}: {first_line(error)}",
+                        f"MLflow at {redacted(self.tracking_uri)} refuses run {self.run_id}: {first_line(error)}",
                         f"{len(records)} records wait in {self._spool.file or 'memory'}; was the run deleted, or is"
                         " the SQLite file on a disk that this worker does not see?",
                     ) from None
@@ -193,7 +193,7 @@ class MLflowTracker:
         self._retry_s = min(2 * pause, RETRY_S[1])
         logger.warning(
             "MLflow at %s cannot be reached, next attempt in %.0f s: %s",
-            shown(self.tracking_uri),
+            redacted(self.tracking_uri),
             pause,
             first_line(error),
         )

@@ -41,7 +41,7 @@ def store_uri(uri: str) -> str:
         if "@" in urlsplit(uri).netloc:
             # A URI goes into params, logs and command lines; MLflow itself reads these two.
             raise TrackingError(
-                f"tracking_uri {shown(uri)!r} holds a user name or password before its @",
+                f"tracking_uri {redacted(uri)!r} holds a user name or password before its @",
                 "leave it out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
             )
         return uri.rstrip("/")
@@ -49,12 +49,12 @@ def store_uri(uri: str) -> str:
     if uri.startswith(SQLITE) and path and path != ":memory:" and "?" not in path:
         return SQLITE + str(Path(path).absolute())
     raise TrackingError(
-        f"tracking_uri {shown(uri)!r} is neither a server nor an SQLite file",
+        f"tracking_uri {redacted(uri)!r} is neither a server nor an SQLite file",
         "write http://HOST:PORT or sqlite:///FOLDER/mlflow.db (other databases: behind an MLflow server)",
     )
 
 
-def shown(text: str) -> str:
+def redacted(text: str) -> str:
     """The text without the passwords of its URIs."""
     return re.sub(r"//[^/\s]*@", "//***@", text)
 
@@ -149,12 +149,12 @@ def refusals(uri: str, problem: str) -> Iterator[None]:
     try:
         yield
     except failures() as error:
-        raise TrackingError(f"MLflow at {shown(uri)} {problem}: {first_line(error)}", _remedy(error)) from None
+        raise TrackingError(f"MLflow at {redacted(uri)} {problem}: {first_line(error)}", _remedy(error)) from None
 
 
 def first_line(error: Exception) -> str:
     """The start of an error's text, fit for one line of a message."""
-    line = shown((str(error).strip() or type(error).__name__).splitlines()[0])
+    line = redacted((str(error).strip() or type(error).__name__).splitlines()[0])
     return line if len(line) <= 300 else line[:300] + " ..."
 
 

@@ -20,7 +20,7 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.checkpoints import SharedCheckpoints
-from cluster.network_interface import RayAddresses
+from cluster.network_interface import RayInterfaceConfig
 from cluster.ray_connection import connected, own_cluster
 from condense.condensation.config import RunConfig
 from condense.condensation.in_process import run_name
@@ -38,9 +38,9 @@ from condense.errors import (
 from condense.settings import validate
 from condense.synthetic.dataset import CondensedDataset
 from condense.workers.collective import Alone, ProcessGroup, check_mesh, most_workers
-from condense.workers.context import Progress, Surroundings
-from condense.workers.devices import keep_float32
-from condense.workers.memory import ONE_HEAP, keep_memory
+from condense.workers.context import Progress, WorkerContext
+from condense.workers.devices import forbid_tf32
+from condense.workers.memory import ONE_HEAP, keep_freed_memory
 from condense.workers.storage import StoredCheckpoints, absolute
 from condense.workers.tracking import Tracker
 
@@ -91,7 +91,7 @@ def train(
 
 
 def on_workers(
-    job: Callable[[Surroundings], Any],
+    job: Callable[[WorkerContext], Any],
     run: str,
     config: Placement,
     shares: int,
@@ -141,7 +141,7 @@ def on_workers(
         trainer = _Trainer(
             _worker,
             train_loop_config=loop_config,
-            torch_config=RayAddresses(),
+            torch_config=RayInterfaceConfig(),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers if most is None else (workers, most),
                 elastic_resize_monitor_interval_s=RESIZE_S,
@@ -226,13 +226,13 @@ def _cores_each(workers: int) -> int:
     return 1
 
 
-def _condense(values: dict[str, Any], around: Surroundings) -> CondensedDataset:
-    return condense(validate(RunConfig, values, where="the run's config"), around)
+def _condense(values: dict[str, Any], context: WorkerContext) -> CondensedDataset:
+    return condense(validate(RunConfig, values, where="the run's config"), context)
 
 
 def _worker(loop_config: dict[str, Any]) -> Any:
-    keep_memory()
-    keep_float32()
+    keep_freed_memory()
+    forbid_tf32()
     torch.set_num_threads(loop_config["cpus"])
     collective = ProcessGroup() if ray.train.get_context().get_world_size() > 1 else Alone()
     queue, last = loop_config["queue"], 0.0
@@ -251,7 +251,7 @@ def _worker(loop_config: dict[str, Any]) -> Any:
         keep = SharedCheckpoints(
             loop_config["storage"], loop_config["run"], loop_config["started"], collective, get_device()
         )
-        made = loop_config["job"](Surroundings(collective, loop_config["tracker"], keep, tell, get_device()))
+        made = loop_config["job"](WorkerContext(collective, loop_config["tracker"], keep, tell, get_device()))
     except (ConfigError, SourceError, FlowError, CheckpointError, NonFiniteError, OutputError) as error:
         # All workers stop with it at the same place, and trying again would end there again: returned, not raised, so
         # that Ray does not restart them.

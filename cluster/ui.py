@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from cluster.tracking_store import ARTIFACTS, QUIET, check_writable, shown, sqlite_file, store_uri
+from cluster.tracking_store import ARTIFACTS, QUIET, check_writable, redacted, sqlite_file, store_uri
 from condense.errors import TrackingError
 
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -50,7 +50,7 @@ def serve(
     uri = store_uri(uri)
     file = sqlite_file(uri)
     if file is None:
-        announce(shown(uri))
+        announce(redacted(uri))
         if open_browser:
             webbrowser.open(uri)
         return

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from benchmarks.engine import engine
 from condense.learners.evaluation import Evaluator, Normalisation, Recipe
-from condense.learners.evaluation_process import Beside
+from condense.learners.evaluation_process import EvaluationProcess
 from condense.learners.networks import NetworkConfig, build_network, initialise_
 from condense.matching.objectives import OBJECTIVES, build_objective
 from condense.workers.collective import Alone
-from condense.workers.devices import keep_float32
+from condense.workers.devices import forbid_tf32
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,7 +27,7 @@ SHAPE, CLASSES, SMALL = (3, 16, 16), 4, NetworkConfig(width=16, depth=2)
 def _as_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Float32 is float32, not TF32."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)  # to put it back
-    keep_float32()
+    forbid_tf32()
 
 
 def image_gradient(name: str, device: str, precision: torch.dtype = torch.float32) -> Tensor:
@@ -93,7 +93,7 @@ def test_a_process_beside_training_finds_on_the_gpu_what_this_one_does() -> None
         Recipe("quick", epochs=20, augmentation="none"), SMALL, 2, Normalisation((0.5,) * 3, (0.25,) * 3), seed=1
     )
     here = evaluator.evaluate(images, labels, [(images, labels)], learners=3, collective=Alone())
-    with closing(Beside(evaluator, 3, (images, labels), images.device)) as beside:
+    with closing(EvaluationProcess(evaluator, 3, (images, labels), images.device)) as beside:
         beside.ask(1, images, labels)
         ((_, found),) = beside.waited()
         assert not beside.ended

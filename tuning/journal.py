@@ -196,7 +196,7 @@ def check_opening(search: SearchConfig, *, resume: bool) -> None:
 
 
 @contextmanager
-def opened(search: SearchConfig, *, resume: bool) -> Iterator[Journal]:
+def open_journal(search: SearchConfig, *, resume: bool) -> Iterator[Journal]:
     """The journal of a search, held by this process alone.
 
     Raises:

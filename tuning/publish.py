@@ -22,7 +22,7 @@ from condense.data.sources import DataSource
 from condense.errors import ConfigError
 from condense.settings import digest
 from condense.synthetic.dataset import read_dataset
-from condense.workers.memory import keep_memory
+from condense.workers.memory import keep_freed_memory
 from condense.workers.tracking import Status
 from tuning import report
 from tuning.importance import Importance, importance
@@ -135,7 +135,7 @@ def _judge(search: SearchConfig, base: RunConfig, journal: Journal, members: Seq
 
 def _tested(folder: str, name: str) -> dict[str, Any]:
     """Evaluates a set on its test split and writes its folder again; what was found, also where it was before."""
-    keep_memory()
+    keep_freed_memory()
     dataset = read_dataset(Path(folder) / cards.PARQUET)
     if "evaluation" not in dataset.provenance:  # else a sitting was killed between writing this and its journal
         dataset = judge_dataset(dataset)

@@ -21,7 +21,7 @@ from condense.errors import ConfigError
 from tuning.journal import Journal, Trial
 from tuning.score import Point
 from tuning.space import SearchConfig
-from tuning.warm_start import start_of, warmed
+from tuning.warm_start import apply_warm_start, nearest_start
 
 STATES = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -97,7 +97,7 @@ def study_of(search: SearchConfig, journal: Journal) -> optuna.Study:
     return study
 
 
-class Suggestions(Searcher):  # type: ignore[misc]
+class JournalSearcher(Searcher):  # type: ignore[misc]
     """Hands out interrupted trials first, then new ones; tells the sampler how they ended.
 
     Args:
@@ -124,7 +124,7 @@ class Suggestions(Searcher):  # type: ignore[misc]
             trial = self.interrupted.pop(0)
             self.study.enqueue_trial(trial.params)
             asked = self.study.ask(self.space)
-            config = warmed(self.search, self._chosen(trial.params), trial.start)
+            config = apply_warm_start(self.search, self._chosen(trial.params), trial.start)
         else:
             fresh = self._fresh()
             if fresh is None:
@@ -173,8 +173,8 @@ class Suggestions(Searcher):  # type: ignore[misc]
                 continue
             same = self.known.get(config.identity())
             if same is None:
-                start = start_of(self.search, config, self.journal.by_status("finished"))
-                run = warmed(self.search, config, start)
+                start = nearest_start(self.search, config, self.journal.by_status("finished"))
+                run = apply_warm_start(self.search, config, start)
                 trial = self.known[config.identity()] = self.journal.suggested(params, run.identity(), start)
                 return asked, trial, run
             point: Point | None = same.point if same.status == "finished" else None

@@ -18,7 +18,7 @@ from cluster.shared_paths import check_places
 from cluster.tracking_store import check_tracking, store_uri
 from condense.condensation.config import RunConfig
 from condense.condensation.loop import open_checked
-from condense.condensation.pinning import pinned
+from condense.condensation.pinning import pin
 from condense.data.sources import DataSource
 from condense.data.splits import check_class_sizes
 from condense.errors import ConfigError, SourceError
@@ -28,10 +28,10 @@ from tuning import journal as journals
 from tuning import publish
 from tuning.journal import Journal
 from tuning.publish import Outcome
-from tuning.samplers import Suggestions
+from tuning.samplers import JournalSearcher
 from tuning.space import SearchConfig
 from tuning.trial import CondenseTrial, Objective, tunable
-from tuning.trial_events import Stopping, Watching
+from tuning.trial_events import EarlyStopper, TrialEvents
 
 # Ray Tune keeps neither its own snapshots nor log files: the journal is the record.
 QUIET = {
@@ -84,7 +84,7 @@ def run(
     base = RunConfig.model_validate(search.base)
     source, search = check(search, base)
     journals.check_opening(search, resume=resume)
-    with connected_quietly(), journals.opened(search, resume=resume) as journal:
+    with connected_quietly(), journals.open_journal(search, resume=resume) as journal:
         layout = lay_out(search, base)
         parent = publish.open_parent(search, base, source, journal)
         objective_of_trials = (objective or (lambda run_id: CondenseTrial(run_id, search.folder / "results")))(parent)
@@ -121,7 +121,7 @@ def check(search: SearchConfig, base: RunConfig) -> tuple[DataSource, SearchConf
             check_class_sizes(source.class_counts, largest, source.class_names)
         except SourceError as error:
             raise ConfigError(f"key 'space.images_per_class': {error.problem}", error.remedy) from None
-    held = {"flow": run.flow, "flow_digest": pinned(run, flow).flow_digest}
+    held = {"flow": run.flow, "flow_digest": pin(run, flow).flow_digest}
     return source, search.model_copy(update={"base": {**search.base, **held}})
 
 
@@ -191,8 +191,8 @@ def _tune(
         tune.Tuner(
             tune.with_resources(tunable(objective), layout.resources),
             tune_config=tune.TuneConfig(
-                search_alg=Suggestions(search, journal, where),
-                scheduler=Stopping(search, journal, changed),
+                search_alg=JournalSearcher(search, journal, where),
+                scheduler=EarlyStopper(search, journal, changed),
                 num_samples=search.trials - over,
                 max_concurrent_trials=layout.concurrent,
                 time_budget_s=left_s,
@@ -204,7 +204,7 @@ def _tune(
             run_config=tune.RunConfig(
                 name=scratch,
                 storage_path=str(search.folder),
-                callbacks=[Watching(journal, changed)],
+                callbacks=[TrialEvents(journal, changed)],
                 failure_config=tune.FailureConfig(max_failures=DEATHS),
                 verbose=0,
             ),

@@ -25,7 +25,7 @@ ROWS = 14  # of the live table, besides the trials at work: the latest that are 
 
 
 @contextmanager
-def shown(search: SearchConfig) -> Iterator[Callable[[Journal], None]]:
+def show_progress(search: SearchConfig) -> Iterator[Callable[[Journal], None]]:
     """A function that shows a journal: a live table, or in a log one line for each trial that is over."""
     if not console.out.is_terminal:
         told: set[int] | None = None

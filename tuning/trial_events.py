@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Stopping(FIFOScheduler):  # type: ignore[misc]
+class EarlyStopper(FIFOScheduler):  # type: ignore[misc]
     """Trials in the order of their suggestion; every report goes to the journal, and may end its trial.
 
     Args:
@@ -61,7 +61,7 @@ class Stopping(FIFOScheduler):  # type: ignore[misc]
         return str(FIFOScheduler.CONTINUE)
 
 
-class Watching(Callback):  # type: ignore[misc]
+class TrialEvents(Callback):  # type: ignore[misc]
     """Starts, and ends of processes, as Ray sees them."""
 
     def __init__(self, journal: Journal, changed: Callable[[], None]) -> None:

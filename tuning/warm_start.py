@@ -21,7 +21,7 @@ KIND = ("images_per_class", "images.factor")
 LEAST = 1e-3  # a bits_weight below it counts as this much
 
 
-def start_of(search: SearchConfig, chosen: RunConfig, finished: Iterable[Trial]) -> Start | None:
+def nearest_start(search: SearchConfig, chosen: RunConfig, finished: Iterable[Trial]) -> Start | None:
     """What a new trial starts from: the nearest set by bits_weight, if one is near; None without warm starts.
 
     Args:
@@ -45,7 +45,7 @@ def start_of(search: SearchConfig, chosen: RunConfig, finished: Iterable[Trial])
     return Start(trial.number, file, trial.result["content_digest"], chosen.outer_steps - left)
 
 
-def warmed(search: SearchConfig, chosen: RunConfig, start: Start | None) -> RunConfig:
+def apply_warm_start(search: SearchConfig, chosen: RunConfig, start: Start | None) -> RunConfig:
     """The run of a trial that starts so."""
     if start is None or search.warm_start is None:
         return chosen

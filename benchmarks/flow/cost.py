@@ -38,7 +38,7 @@ from condense.flow.bits import bits_per_dim
 from condense.flow.precision import at_precision
 from condense.flow.store import load_flow, shipped_flows
 from condense.pixels import to_float
-from condense.workers.memory import keep_memory
+from condense.workers.memory import keep_freed_memory
 
 BATCH = 50
 STEPS = 8  # of normflows' Glow of as many parameters, whose width is then what makes them as many
@@ -72,7 +72,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="torch.lu")  # normflows calls it
-    keep_memory()
+    keep_freed_memory()
     text = [f"# Cost\n\n    OMP_NUM_THREADS=1 python benchmarks/flow/cost.py --rounds {arguments.rounds}"]
     for name in arguments.flows or shipped_flows():
         text.append(report(name, arguments.rounds))

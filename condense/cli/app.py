@@ -59,12 +59,12 @@ def run(
     evaluation.beside=true evaluates in a process of its own while training goes on.
     """
     from condense.condensation.config import RunConfig
-    from condense.condensation.time_budget import seconds_of
+    from condense.condensation.time_budget import parse_duration
     from condense.reports import console
     from condense.settings import resolve
     from condense.workers.context import Progress
 
-    within = [] if budget is None else [f"time_budget_s={seconds_of(budget)}"]
+    within = [] if budget is None else [f"time_budget_s={parse_duration(budget)}"]
     resolved = resolve(RunConfig, config, [*(overrides or []), *within])
     alone = _alone(resolved)
     console.show_config(f"condense run {config}", resolved.as_dict())
@@ -128,7 +128,7 @@ def tune(
 
     resolved = resolve_search(config, overrides or [])
     console.show_config(f"condense tune {config}", resolved.as_dict())
-    with terminal.shown(resolved) as changed:
+    with terminal.show_progress(resolved) as changed:
         outcome = search.run(resolved, resume=resume, changed=changed)
     terminal.show_outcome(resolved, outcome)
 
@@ -145,11 +145,11 @@ def evaluate(
     from condense.condensation.reproduce import evaluate_dataset
     from condense.learners.evaluation import RECIPES
     from condense.reports import console
-    from condense.workers.memory import keep_memory
+    from condense.workers.memory import keep_freed_memory
 
     if recipe is not None and recipe not in RECIPES:
         raise ConfigError(f"unknown recipe {recipe!r}", "one of: " + ", ".join(RECIPES))
-    keep_memory()
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         found = evaluate_dataset(
             _condensed(dataset, tracking_uri, Path(folder)), source=source, recipe=recipe, learners=learners

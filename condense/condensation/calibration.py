@@ -30,14 +30,14 @@ from condense.learners.evaluation import Evaluator
 from condense.matching.batches import CANDIDATES, EVERY
 from condense.matching.config import MatchingConfig
 from condense.matching.engine import Engine
-from condense.matching.engine_state import image_state
+from condense.matching.engine_state import gather_state
 from condense.settings import validate
 from condense.synthetic.decoder import decode_uint8
 from condense.workers import checkpoints
 from condense.workers.checkpoints import Checkpoint
 from condense.workers.collective import Alone, build_mesh
 from condense.workers.context import local_device
-from condense.workers.memory import keep_memory
+from condense.workers.memory import keep_freed_memory
 
 SAMPLE = 256  # real images that are decoded to know what one costs
 ENOUGH_S = 2.0  # of repeated steps behind a mean
@@ -104,10 +104,10 @@ def calibrate(config: RunConfig, classes: int, threads: int, learners: int) -> C
     return Costs(**found)
 
 
-def costs_here(config: RunConfig, classes: int, threads: int, learners: int, imports: float) -> Costs:
+def measure_costs(config: RunConfig, classes: int, threads: int, learners: int, imports: float) -> Costs:
     """What `calibrate` returns, measured in this process; `imports`: seconds until it was ready."""
     imported = _peak_mib()
-    keep_memory()
+    keep_freed_memory()
     torch.set_num_threads(threads)
     device = local_device(config.gpus_per_worker)
     now = time.perf_counter
@@ -174,7 +174,7 @@ def costs_here(config: RunConfig, classes: int, threads: int, learners: int, imp
         peak=_peak_mib(),
         images=sum(images.numel() for images in real) / MIB,
         device=torch.cuda.max_memory_reserved(device) / MIB if device.type == "cuda" else 0.0,
-        checkpoint=len(checkpoints.pack(Checkpoint(0, config.identity(), *image_state(built[-1], Alone())))),
+        checkpoint=len(checkpoints.pack(Checkpoint(0, config.identity(), *gather_state(built[-1], Alone())))),
     )
 
 
@@ -263,7 +263,7 @@ def main() -> None:
     imports = time.time() - given["started"]
     try:
         config = validate(RunConfig, given["config"], where="the config")
-        found = asdict(costs_here(config, given["classes"], given["threads"], given["learners"], imports))
+        found = asdict(measure_costs(config, given["classes"], given["threads"], given["learners"], imports))
     except CondenseError as error:
         found = {"problem": error.problem, "remedy": error.remedy}
     except torch.OutOfMemoryError as error:

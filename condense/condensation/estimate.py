@@ -19,7 +19,7 @@ import torch
 from condense.condensation.calibration import MIB, Costs, calibrate
 from condense.condensation.config import RunConfig
 from condense.condensation.loop import REAL_BITS_IMAGES, open_checked
-from condense.condensation.time_budget import evaluated_every
+from condense.condensation.time_budget import evaluation_interval
 from condense.data.slices import HELD_BYTES
 from condense.data.sources import DataSource
 from condense.learners.evaluation import RECIPES
@@ -123,7 +123,7 @@ def predicted(
     slower = _slower(costs, threads)
     at = config.evaluation
     attempts = 1 if config.bits_target is None else TARGET_ATTEMPTS
-    followed = attempts * math.ceil(config.outer_steps / evaluated_every(config))
+    followed = attempts * math.ceil(config.outer_steps / evaluation_interval(config))
     test_images = source.count("test") if at.test else 0
     validation_images = min(at.validation_images, source.count("validation"))
     sets = 0 if not at.test else 1 + ((3 if measured else 2) if at.controls else 0)

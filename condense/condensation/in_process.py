@@ -7,12 +7,12 @@ from pathlib import Path
 
 from condense.condensation.config import RunConfig
 from condense.condensation.loop import condense, open_checked
-from condense.condensation.pinning import pinned
+from condense.condensation.pinning import pin
 from condense.files import check_folder_writable
 from condense.synthetic.dataset import CondensedDataset, write_dataset
 from condense.workers.collective import Alone
-from condense.workers.context import Progress, Surroundings, local_device
-from condense.workers.memory import keep_memory
+from condense.workers.context import Progress, WorkerContext, local_device
+from condense.workers.memory import keep_freed_memory
 from condense.workers.storage import StoredCheckpoints
 from condense.workers.tracking import NullTracker, Tracker
 
@@ -27,7 +27,7 @@ def run(config: RunConfig, progress: Callable[[Progress], None]) -> tuple[Conden
     """
     check_folder_writable(config.output, "set output=FOLDER")
     source, flow = open_checked(config)
-    config = pinned(config, flow)
+    config = pin(config, flow)
     dataset = condense_here(config, NullTracker(), progress)
     folder = folder_of(config, source.name)
     path = write_dataset(folder / PARQUET, dataset)
@@ -37,10 +37,12 @@ def run(config: RunConfig, progress: Callable[[Progress], None]) -> tuple[Conden
 
 def condense_here(config: RunConfig, tracker: Tracker, progress: Callable[[Progress], None]) -> CondensedDataset:
     """`condense` on this machine's GPU if it has one, else its CPU, with checkpoints under `storage`."""
-    keep_memory()
+    keep_freed_memory()
     checkpoints = StoredCheckpoints(config.storage, run_name(config))
     checkpoints.mark(run_name(config))
-    return condense(config, Surroundings(Alone(), tracker, checkpoints, progress, local_device(config.gpus_per_worker)))
+    return condense(
+        config, WorkerContext(Alone(), tracker, checkpoints, progress, local_device(config.gpus_per_worker))
+    )
 
 
 def run_name(config: RunConfig) -> str:

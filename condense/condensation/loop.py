@@ -21,7 +21,7 @@ from condense.condensation.bits_target import WeightSearch
 from condense.condensation.build import build_engine, build_evaluator, build_images, build_penalty
 from condense.condensation.config import RunConfig
 from condense.condensation.pinning import open_flow
-from condense.condensation.time_budget import Pace
+from condense.condensation.time_budget import TimeBudget
 from condense.condensation.validation import BITS, Following, Snapshot
 from condense.condensation.warm_start import starting_images
 from condense.data.slices import HeldOut, load_held_out, load_slice, normalisation_of, source_digest
@@ -34,15 +34,15 @@ from condense.learners.evaluation import Evaluation
 from condense.learners.networks import build_network
 from condense.matching.config import check_matching
 from condense.matching.engine import Engine, StepResult
-from condense.matching.engine_state import image_state, restore_images_
+from condense.matching.engine_state import gather_state, restore_state_
 from condense.synthetic import controls
 from condense.synthetic.dataset import CondensedDataset, content_digest
 from condense.synthetic.decoder import check_factor, decode_set
 from condense.synthetic.soft_labels import check_labels, from_codes, label_bits
-from condense.workers.capacity import TESTING, told_what_to_lower
+from condense.workers.capacity import TESTING, explain_out_of_memory
 from condense.workers.checkpoints import Checkpoint
 from condense.workers.collective import build_mesh, check_mesh, class_slice
-from condense.workers.context import Surroundings, local_device
+from condense.workers.context import WorkerContext, local_device
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def open_checked(config: RunConfig) -> tuple[DataSource, str | None]:
         return source, None
 
 
-def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
+def condense(config: RunConfig, context: WorkerContext) -> CondensedDataset:
     """The condensed dataset of a config, with bits, test accuracy and controls in its provenance.
 
     Resumes from the latest checkpoint. All workers return the same dataset. With `evaluation.test` off the test split
@@ -95,7 +95,7 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
     """
     started = time.perf_counter()
     source, flow_name = open_checked(config)
-    mesh, device = build_mesh(around.collective, config.replicas), around.device
+    mesh, device = build_mesh(context.collective, config.replicas), context.device
     slices = mesh.over_slices
     classes = class_slice(len(source.class_names), slices.rank, slices.size)
     real = load_slice(source, classes, mesh.everyone, device)
@@ -107,11 +107,11 @@ def condense(config: RunConfig, around: Surroundings) -> CondensedDataset:
     synthetic = build_images(config, source, real, classes)
     engine = build_engine(config, len(source.class_names), real, normalisation, penalty, synthetic, mesh)
     evaluator = build_evaluator(config, len(source.class_names), normalisation)
-    pace = Pace(config, source, started, mesh.everyone, device)
+    pace = TimeBudget(config, source, started, mesh.everyone, device)
     limit = config.evaluation.validation_images
     validation = load_held_out(source, "validation", classes, mesh, device, limit=limit)
-    with Following(config, around, evaluator, engine.schedule, validation) as following:
-        run = _Run(config, around, engine, following, density, real, classes, pace)
+    with Following(config, context, evaluator, engine.schedule, validation) as following:
+        run = _Run(config, context, engine, following, density, real, classes, pace)
         run.optimise()
     images = run.whole(engine.synthetic.images_uint8())
     labels, soft = run.whole(engine.synthetic.labels), run.soft_labels()
@@ -154,17 +154,17 @@ class _Run:
     def __init__(
         self,
         config: RunConfig,
-        around: Surroundings,
+        context: WorkerContext,
         engine: Engine,
         following: Following,
         density: Density | None,
         real: list[Tensor],
         classes: range,
-        pace: Pace,
+        pace: TimeBudget,
     ) -> None:
-        self.config, self.around, self.engine, self.following = config, around, engine, following
+        self.config, self.context, self.engine, self.following = config, context, engine, following
         self.density, self.real, self.classes = density, real, classes
-        self.mesh, self.first = engine.mesh, around.collective.rank == 0
+        self.mesh, self.first = engine.mesh, context.collective.rank == 0
         self.target = None if config.bits_target is None else WeightSearch(config.bits_target)
         self.attempted = 0  # outer steps of earlier attempts at the target
         self.schedule, self.pace = engine.schedule, pace
@@ -178,14 +178,14 @@ class _Run:
             if self.target is not None:
                 self.engine.bits_weight = self.target.weight
             while step < schedule.total:
-                with told_what_to_lower(lambda: self.engine.stopwatch.running), self.pace.of_step():
+                with explain_out_of_memory(lambda: self.engine.stopwatch.running), self.pace.time_step():
                     result = self.engine.outer_step(step)
                 step += 1
                 self.pace.set_end_(schedule, step)
-                self.around.tell("condensing", step, schedule.total, _numbers(result))
+                self.context.tell("condensing", step, schedule.total, _numbers(result))
                 self.following.tell_arrived(step)
                 if self.pace.evaluation_due(schedule, step):
-                    with self.pace.of_evaluation():
+                    with self.pace.time_evaluation():
                         self.following.follow(self._snapshot(step, result))
                 keep_every = config.checkpoint_every or max(1, schedule.total // 20)
                 if step % keep_every == 0 or step == schedule.total:
@@ -205,7 +205,7 @@ class _Run:
         if self.target is None or self.density is None:
             return True
         images = self.whole(self.engine.synthetic.images_uint8()).cpu()
-        bits = measure(self.density, images, seed=self.config.seed, device=self.around.device).mean
+        bits = measure(self.density, images, seed=self.config.seed, device=self.context.device).mean
         self.target.tried.append((self.engine.bits_weight, bits))
         self.attempted += self.config.outer_steps
         number = len(self.target.tried)
@@ -251,7 +251,7 @@ class _Run:
         if self.first:
             final = {"test/accuracy": evaluation.mean, "test/accuracy_std": evaluation.std}
             final |= {f"test/{name}": control["accuracy_mean"] for name, control in found["controls"].items()}
-            self.around.tracker.metrics(final, self.schedule.total)
+            self.context.tracker.metrics(final, self.schedule.total)
         return found
 
     def real_bits(self) -> float | None:
@@ -262,18 +262,18 @@ class _Run:
 
     def _test(self, images: Tensor, labels: Tensor, test: HeldOut, name: str, index: int, total: int) -> Evaluation:
         learners, everyone = self.config.evaluation.learners, self.mesh.everyone
-        self.around.tell(f"testing {name}", index, total, {})
-        with told_what_to_lower(lambda: TESTING):
+        self.context.tell(f"testing {name}", index, total, {})
+        with explain_out_of_memory(lambda: TESTING):
             evaluation = self.following.evaluator.evaluate(images, labels, test, learners=learners, collective=everyone)
-        self.around.tell(f"tested {name}", index + 1, total, {"accuracy": evaluation.mean})
+        self.context.tell(f"tested {name}", index + 1, total, {"accuracy": evaluation.mean})
         return evaluation
 
     def _mean_bits(self, part: Tensor) -> float | None:
         """Mean bits per dim over all slices of slice images (C, n, channels, H, W); None without a flow."""
         if self.density is None:
             return None
-        report = measure(self.density, part.flatten(0, 1).cpu(), seed=self.config.seed, device=self.around.device)
-        sums = torch.tensor([float(report.bits_per_dim.sum()), len(report.bits_per_dim)], device=self.around.device)
+        report = measure(self.density, part.flatten(0, 1).cpu(), seed=self.config.seed, device=self.context.device)
+        sums = torch.tensor([float(report.bits_per_dim.sum()), len(report.bits_per_dim)], device=self.context.device)
         # Over everyone, so that all have the same number: the workers of a slice add it to both sums equally often.
         total, count = self.mesh.everyone.sum_(sums).tolist()
         return float(total / count)
@@ -292,7 +292,7 @@ class _Run:
         return Snapshot(self.attempted + done, done, images, labels, values)
 
     def _save(self, done: int, result: StepResult) -> None:
-        gathered, scalars = image_state(self.engine, self.mesh.over_slices)
+        gathered, scalars = gather_state(self.engine, self.mesh.over_slices)
         identity = self.config.identity()
         waiting, found = self.following.state()
         gathered, scalars = gathered | waiting, scalars | found
@@ -300,11 +300,11 @@ class _Run:
         scalars |= {} if self.target is None else self.target.scalars()
         at = self.attempted + done
         checkpoint = Checkpoint(at, identity, gathered, scalars)
-        self.around.checkpoints.save(checkpoint if self.first else None, {"step": at, **_numbers(result)})
+        self.context.checkpoints.save(checkpoint if self.first else None, {"step": at, **_numbers(result)})
 
     def _restore(self) -> int:
         """The next outer step of the attempt: 0, or that of the latest checkpoint, whose state is taken over."""
-        checkpoint = self.around.checkpoints.latest()
+        checkpoint = self.context.checkpoints.latest()
         if checkpoint is None:
             return 0
         if checkpoint.identity != self.config.identity():
@@ -312,7 +312,7 @@ class _Run:
                 f"the stored checkpoint belongs to run {checkpoint.identity}, this is {self.config.identity()}",
                 "a changed config starts a new run: set storage to another folder",
             )
-        restore_images_(self.engine, checkpoint, slice(self.classes.start, self.classes.stop))
+        restore_state_(self.engine, checkpoint, slice(self.classes.start, self.classes.stop))
         self.schedule.restore_(checkpoint.scalars)
         self.pace.restore_(checkpoint.scalars)
         if self.target is not None:

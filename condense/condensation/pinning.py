@@ -12,14 +12,14 @@ from __future__ import annotations
 import torch
 
 from condense.condensation.config import RunConfig
-from condense.condensation.warm_start import with_digest
+from condense.condensation.warm_start import pin_start
 from condense.errors import FlowError
 from condense.flow.architecture import Flow
 from condense.flow.store import REGISTERED, load_card, load_flow, read_flow
 from condense.workers.storage import Storage, below
 
 
-def pinned(config: RunConfig, flow: str | None) -> RunConfig:
+def pin(config: RunConfig, flow: str | None) -> RunConfig:
     """The config with the digests of its flow and of the set that it starts from; a run starts from this.
 
     Args:
@@ -29,7 +29,7 @@ def pinned(config: RunConfig, flow: str | None) -> RunConfig:
         FlowError: it is not the one of `flow_digest`.
         CondenseError: the set is not there, or not the one of `images.init_digest`.
     """
-    config = with_digest(config)
+    config = pin_start(config)
     if flow is None or flow.startswith(REGISTERED):
         return config
     digest = load_card(flow)["digest"]

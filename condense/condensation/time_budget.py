@@ -29,7 +29,7 @@ MARGIN = 1.2  # of the end: the flow's measurements, writing
 _PREFIX = "pace."
 
 
-def seconds_of(text: str) -> float:
+def parse_duration(text: str) -> float:
     """Of a time such as 90s, 10m, 1h30m or 600 (seconds).
 
     Raises:
@@ -43,13 +43,13 @@ def seconds_of(text: str) -> float:
     return float(total)
 
 
-def evaluated_every(config: RunConfig) -> int:
+def evaluation_interval(config: RunConfig) -> int:
     """Outer steps between the evaluations of a run without a time budget."""
     count = FOLLOWED if config.evaluation.patience else EVALUATIONS
     return config.evaluation.every or math.ceil(config.outer_steps / count)
 
 
-class Pace:
+class TimeBudget:
     """One run's."""
 
     def __init__(
@@ -64,7 +64,7 @@ class Pace:
         self._endings = _endings(config, source, collective.size)
 
     @contextmanager
-    def of_step(self) -> Iterator[None]:
+    def time_step(self) -> Iterator[None]:
         """Around an outer step."""
         started = time.perf_counter()
         yield
@@ -72,7 +72,7 @@ class Pace:
         self.step_s += (time.perf_counter() - started) if self.steps else 0.0
 
     @contextmanager
-    def of_evaluation(self) -> Iterator[None]:
+    def time_evaluation(self) -> Iterator[None]:
         """Around an evaluation."""
         started = time.perf_counter()
         yield
@@ -100,7 +100,7 @@ class Pace:
             return True
         every, budget = self.config.evaluation.every, self.config.time_budget_s
         if every or budget is None:
-            return done % evaluated_every(self.config) == 0
+            return done % evaluation_interval(self.config) == 0
         if self.evaluations == 0:
             return done > 1  # soon, to know what one takes
         return self.elapsed >= self.evaluations * budget / self._count

@@ -19,13 +19,13 @@ from torch import Tensor
 from condense.condensation.config import RunConfig
 from condense.errors import CondenseError
 from condense.learners.evaluation import Evaluation, Evaluator
-from condense.learners.evaluation_process import AT_ONCE, Beside
+from condense.learners.evaluation_process import AT_ONCE, EvaluationProcess
 from condense.matching.schedule import Schedule
 from condense.synthetic.decoder import decode_set
-from condense.workers.capacity import TESTING, told_what_to_lower
+from condense.workers.capacity import TESTING, explain_out_of_memory
 from condense.workers.checkpoints import Checkpoint
-from condense.workers.collective import agree
-from condense.workers.context import Surroundings
+from condense.workers.collective import raise_together
+from condense.workers.context import WorkerContext
 from condense.workers.tracking import image_grid
 
 T = TypeVar("T")
@@ -65,21 +65,21 @@ class Following:
     def __init__(
         self,
         config: RunConfig,
-        around: Surroundings,
+        context: WorkerContext,
         evaluator: Evaluator,
         schedule: Schedule,
         held_out: tuple[Tensor, Tensor],
     ) -> None:
         """held_out: validation images to test on, uint8 (M, C, H, W), and their labels (M,)."""
-        self.config, self.around, self.evaluator, self.schedule = config, around, evaluator, schedule
+        self.config, self.context, self.evaluator, self.schedule = config, context, evaluator, schedule
         self.held_out, self.learners = held_out, config.evaluation.validation_learners
         self.validation: dict[str, float] = {}
         self._waiting: dict[int, Snapshot] = {}
-        self._beside: Beside | None = None
+        self._beside: EvaluationProcess | None = None
 
     def __enter__(self) -> Following:
         if self.config.evaluation.beside and self._first:
-            self._beside = Beside(self.evaluator, self.learners, self.held_out, self.around.device)
+            self._beside = EvaluationProcess(self.evaluator, self.learners, self.held_out, self.context.device)
         return self
 
     def __exit__(
@@ -96,7 +96,7 @@ class Following:
         """
         if self._first:
             grid = image_grid(snapshot.images.cpu(), images_per_class=self.config.images_per_class)
-            self.around.tracker.images("synthetic", grid, snapshot.step)
+            self.context.tracker.images("synthetic", grid, snapshot.step)
         self._evaluate(snapshot)
         if self.config.evaluation.beside:
             self._wait(snapshot.done, AT_ONCE)
@@ -116,10 +116,10 @@ class Following:
         if not self.config.evaluation.beside:
             return
         self._wait(done, 0)
-        found = torch.zeros(2, dtype=torch.float64, device=self.around.device)
+        found = torch.zeros(2, dtype=torch.float64, device=self.context.device)
         if self._first:
             found += torch.tensor([self.validation[name] for name in FOUND], dtype=torch.float64)
-        self.validation = dict(zip(FOUND, self.around.collective.sum_(found).tolist(), strict=True))
+        self.validation = dict(zip(FOUND, self.context.collective.sum_(found).tolist(), strict=True))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """For a checkpoint, tensors by class and numbers: what was found last, and the sets whose evaluations lack."""
@@ -137,13 +137,13 @@ class Following:
         self.validation = _below(_FOUND, checkpoint.scalars)
         for step in sorted({int(name.split(".")[1]) for name in checkpoint.tensors if name.startswith(_WAITING)}):
             parts = _below(f"{_WAITING}{step}.", checkpoint.tensors)
-            images, labels = (parts[name].flatten(0, 1).to(self.around.device) for name in ("images", "labels"))
+            images, labels = (parts[name].flatten(0, 1).to(self.context.device) for name in ("images", "labels"))
             values = _below(f"{_WAITING}{step}.", checkpoint.scalars)
             self._evaluate(Snapshot(step, int(values.pop("done")), images, labels, values))
 
     @property
     def _first(self) -> bool:
-        return self.around.collective.rank == 0
+        return self.context.collective.rank == 0
 
     def _evaluate(self, snapshot: Snapshot) -> None:
         images, labels = decode_set(snapshot.images, snapshot.labels, self.config.images.factor)
@@ -151,9 +151,9 @@ class Following:
             self._waiting[snapshot.step] = snapshot
             self._beside.ask(snapshot.step, images, labels)
         elif not self.config.evaluation.beside:
-            with told_what_to_lower(lambda: TESTING):
+            with explain_out_of_memory(lambda: TESTING):
                 evaluation = self.evaluator.evaluate(
-                    images, labels, [self.held_out], learners=self.learners, collective=self.around.collective
+                    images, labels, [self.held_out], learners=self.learners, collective=self.context.collective
                 )
             self._tell(snapshot, evaluation, snapshot.done)
 
@@ -166,7 +166,7 @@ class Following:
                     self._tell(self._waiting.pop(step), evaluation, done)
         except CondenseError as error:
             failure = error
-        agree(self.around.collective, failure, self.around.device)
+        raise_together(self.context.collective, failure, self.context.device)
 
     def _tell(self, snapshot: Snapshot, evaluation: Evaluation, done: int) -> None:
         """After `done` outer steps: what was found of the set after some of them."""
@@ -175,14 +175,14 @@ class Following:
         if not self._first:
             return
         values = {ACCURACY: evaluation.mean} | snapshot.values
-        self.around.tracker.metrics(values, snapshot.step)
+        self.context.tracker.metrics(values, snapshot.step)
         stage = "condensing"
         if self._beside is not None:
             values = {ACCURACY: evaluation.mean, STEP: snapshot.done} | {
                 name: value for name, value in snapshot.values.items() if name == BITS
             }
             stage += ", evaluated in the way" if self._beside.ended else ""
-        self.around.tell(stage, done, self.schedule.total, values)
+        self.context.tell(stage, done, self.schedule.total, values)
 
 
 def _below(prefix: str, values: Mapping[str, T]) -> dict[str, T]:

@@ -57,7 +57,7 @@ def starting_labels(config: RunConfig, source: DataSource) -> Tensor | None:
     return rows.view(len(source.class_names), config.images_per_class, -1)
 
 
-def with_digest(config: RunConfig) -> RunConfig:
+def pin_start(config: RunConfig) -> RunConfig:
     """The config with the digest of the set that it starts from, and the whole path of it.
 
     Raises:

@@ -14,7 +14,7 @@ from condense.data.sources import DataSource, LabelledImages, Split
 from condense.errors import SourceError
 from condense.learners.evaluation import Normalisation
 from condense.pixels import to_float
-from condense.workers.collective import Collective, Mesh, agree
+from condense.workers.collective import Collective, Mesh, raise_together
 
 HELD_BYTES = 1 << 28  # of a split that learners are tested on: a larger one is read piece by piece for each set
 PIECE_VALUES = 3_072_000  # pixel values that become float64 at once: 1000 images of 3x32x32
@@ -28,7 +28,7 @@ def load_slice(source: DataSource, classes: range, collective: Collective, devic
     Raises:
         SourceError: on all workers, where one of them cannot read an image.
     """
-    with _agreed(collective, device):
+    with _errors_raised_together(collective, device):
         return source.load_classes(classes)
 
 
@@ -46,7 +46,7 @@ def load_held_out(
     Raises:
         SourceError: on all workers, where one of them cannot read an image.
     """
-    with _agreed(mesh.everyone, device):
+    with _errors_raised_together(mesh.everyone, device):
         own = source.load(split, classes, limit=limit)
     order = own.labels.argsort(stable=True)  # the same at any number of workers
     images, labels = own.images[order].to(device), own.labels[order].to(device)
@@ -74,14 +74,14 @@ class HeldOut:
 
 
 @contextmanager
-def _agreed(collective: Collective, device: torch.device) -> Iterator[None]:
+def _errors_raised_together(collective: Collective, device: torch.device) -> Iterator[None]:
     """What one worker cannot read stops all of them."""
     failure = None
     try:
         yield
     except SourceError as error:
         failure = error
-    agree(collective, failure, device)
+    raise_together(collective, failure, device)
 
 
 def normalisation_of(real: Sequence[Tensor], collective: Collective) -> Normalisation:

@@ -34,9 +34,9 @@ from condense.flow.store import check_writable, load_card, load_flow, save_flow
 from condense.pixels import dequantise, quantise
 from condense.seeding import generator
 from condense.workers.checkpoints import LocalCheckpoints
-from condense.workers.collective import Alone, agree, sum_all_
-from condense.workers.context import Progress, Surroundings, local_device
-from condense.workers.memory import keep_memory
+from condense.workers.collective import Alone, raise_together, sum_all_
+from condense.workers.context import Progress, WorkerContext, local_device
+from condense.workers.memory import keep_freed_memory
 from condense.workers.tracking import NullTracker, Tracker, image_grid
 
 log = logging.getLogger(__name__)
@@ -83,12 +83,12 @@ def fit(
         CondenseError: as `train`.
     """
     check_writable(config.output)
-    keep_memory()
+    keep_freed_memory()
     if not resume:
         config.checkpoint.unlink(missing_ok=True)
     checkpoints = LocalCheckpoints(config.checkpoint.parent, config.checkpoint.name)
     tell = progress or (lambda at: None)
-    fitted = train(config, Surroundings(Alone(), tracker or NullTracker(), checkpoints, tell, local_device()))
+    fitted = train(config, WorkerContext(Alone(), tracker or NullTracker(), checkpoints, tell, local_device()))
     assert fitted is not None
     return store(fitted, config)
 
@@ -100,7 +100,7 @@ def store(fitted: Fitted, config: FlowFitConfig) -> FitResult:
     return FitResult(config.output, digest, fitted.card)
 
 
-def train(config: FlowFitConfig, around: Surroundings) -> Fitted | None:
+def train(config: FlowFitConfig, context: WorkerContext) -> Fitted | None:
     """The flow of a recipe; goes on from the latest checkpoint. None on all workers but the first.
 
     Raises:
@@ -109,38 +109,38 @@ def train(config: FlowFitConfig, around: Surroundings) -> Fitted | None:
         CheckpointError: a damaged checkpoint, or one of another recipe.
         NonFiniteError: the loss stopped being a number; names the step.
     """
-    clock = _Clock(around)
-    mixture, images, held_out = _load(config, around)
-    state, identity = fresh_state(config, images, around), config.identity()
-    checkpoint = around.checkpoints.latest()
+    clock = _Clock(context)
+    mixture, images, held_out = _load(config, context)
+    state, identity = fresh_state(config, images, context), config.identity()
+    checkpoint = context.checkpoints.latest()
     if checkpoint is not None:
         restore_(state, checkpoint, identity)
         log.info("%s: resumed at step %d", config.name, state.step)
-    first = around.collective.rank == 0
+    first = context.collective.rank == 0
     clock.before = state.cpu_seconds, state.seconds
     tracked_every = max(1, config.steps // TRACKED_POINTS)
     while state.step < config.steps:
-        values = {"train_bits_per_dim": take_step_(state, config, images, around)}
+        values = {"train_bits_per_dim": take_step_(state, config, images, context)}
         if state.step % config.evaluate_every == 0 or state.step == config.steps:
-            bits = measure(state.average, held_out, seed=config.seed, device=around.device).mean
+            bits = measure(state.average, held_out, seed=config.seed, device=context.device).mean
             values["held_out_bits_per_dim"] = bits
             clock.read_(state)
             times = {"cpu_seconds": round(state.cpu_seconds, 1), "seconds": round(state.seconds, 1)}
             state.curve.append({"step": state.step, **times, "bits_per_dim": bits})
             if first:
-                around.tracker.images("samples", _samples(state.average, config.seed, around.device), state.step)
+                context.tracker.images("samples", _samples(state.average, config.seed, context.device), state.step)
         if first and (state.step % tracked_every == 0 or "held_out_bits_per_dim" in values):
             rate = learning_rate_at(config, state.step - 1)
-            around.tracker.metrics({**values, "learning_rate": rate}, state.step)
+            context.tracker.metrics({**values, "learning_rate": rate}, state.step)
         if state.step % config.checkpoint_every == 0:
             clock.read_(state)
-            around.checkpoints.save(to_checkpoint(state, identity) if first else None, {"step": state.step, **values})
+            context.checkpoints.save(to_checkpoint(state, identity) if first else None, {"step": state.step, **values})
         if first:
-            around.progress(Progress("fitting", state.step, config.steps, values))
+            context.progress(Progress("fitting", state.step, config.steps, values))
     clock.read_(state)
     if not first:
         return None
-    card = _card(config, mixture, state, len(images), around)
+    card = _card(config, mixture, state, len(images), context)
     return Fitted(state.average.cpu(), card)
 
 
@@ -158,19 +158,19 @@ def open_mixture(config: FlowFitConfig) -> Mixture:
 class _Clock:
     """Adds what this process spends, from loading on, to the times of a state; CPU-seconds are all workers'."""
 
-    def __init__(self, around: Surroundings) -> None:
+    def __init__(self, context: WorkerContext) -> None:
         self.before = 0.0, 0.0
-        self._around = around
+        self._context = context
         self._started = time.process_time(), time.perf_counter()
 
     def read_(self, state: FitState) -> None:
         """Sets the times; every worker must call it."""
-        spent = torch.tensor(time.process_time() - self._started[0], dtype=torch.float64, device=self._around.device)
-        state.cpu_seconds = self.before[0] + float(self._around.collective.sum_(spent))
+        spent = torch.tensor(time.process_time() - self._started[0], dtype=torch.float64, device=self._context.device)
+        state.cpu_seconds = self.before[0] + float(self._context.collective.sum_(spent))
         state.seconds = self.before[1] + time.perf_counter() - self._started[1]
 
 
-def _load(config: FlowFitConfig, around: Surroundings) -> tuple[Mixture, Tensor, Tensor]:
+def _load(config: FlowFitConfig, context: WorkerContext) -> tuple[Mixture, Tensor, Tensor]:
     """The sources, their train images and the held-out ones; what one worker cannot read stops all."""
     failure: SourceError | None = None
     try:
@@ -178,11 +178,11 @@ def _load(config: FlowFitConfig, around: Surroundings) -> tuple[Mixture, Tensor,
         images, held_out = mixture.train(), mixture.validation(config.evaluation_images)
     except SourceError as error:
         failure = error
-    agree(around.collective, failure, around.device)
+    raise_together(context.collective, failure, context.device)
     return mixture, images, held_out
 
 
-def fresh_state(config: FlowFitConfig, images: Tensor, around: Surroundings) -> FitState:
+def fresh_state(config: FlowFitConfig, images: Tensor, context: WorkerContext) -> FitState:
     """A fit before its first step, the same on every worker; images: the train images, uint8 (N, C, H, W)."""
     # nn layers draw their initial weights from the global generator: it is set aside and given back.
     with torch.random.fork_rng(devices=[]):
@@ -201,19 +201,19 @@ def fresh_state(config: FlowFitConfig, images: Tensor, around: Surroundings) -> 
                 "set architecture to the same",
             )
         flow.load_state_dict(start.state_dict())
-    flow.to(around.device)
+    flow.to(context.device)
     with torch.no_grad():
         for tensor in flow.state_dict().values():  # the first worker's: eigenvectors can differ between kinds of CPU
-            around.collective.sum_(tensor if around.collective.rank == 0 else tensor.zero_())
+            context.collective.sum_(tensor if context.collective.rank == 0 else tensor.zero_())
     average = copy.deepcopy(flow).requires_grad_(False)
     if config.optimiser == "muon":
         return FitState(flow, average, Muon(flow.parameters(), lr=config.learning_rate))
     return FitState(flow, average, torch.optim.Adam(flow.parameters(), lr=config.learning_rate, betas=(0.9, 0.99)))
 
 
-def take_step_(state: FitState, config: FlowFitConfig, images: Tensor, around: Surroundings) -> float:
+def take_step_(state: FitState, config: FlowFitConfig, images: Tensor, context: WorkerContext) -> float:
     """One step of the optimiser on the mean bits per dimension of a batch, which it returns."""
-    rank, size, device = around.collective.rank, around.collective.size, around.device
+    rank, size, device = context.collective.rank, context.collective.size, context.device
     draws = generator(config.seed, "flow-batch", step=state.step)
     batch = random_batch(images, config.batch_size, config.augmentation, draws, blended=config.blended)
     draws = generator(config.seed, "flow-dequantisation", step=state.step, device=device)
@@ -226,7 +226,7 @@ def take_step_(state: FitState, config: FlowFitConfig, images: Tensor, around: S
     loss.backward()
     gradients = [parameter.grad for parameter in state.flow.parameters() if parameter.grad is not None]
     total = loss.detach()
-    sum_all_(around.collective, [total, *gradients])
+    sum_all_(context.collective, [total, *gradients])
     value = float(total)
     rate = learning_rate_at(config, state.step)
     state.step += 1
@@ -253,13 +253,13 @@ def _samples(flow: Flow, seed: int, device: torch.device) -> Tensor:
 
 
 def _card(
-    config: FlowFitConfig, mixture: Mixture, state: FitState, train_images: int, around: Surroundings
+    config: FlowFitConfig, mixture: Mixture, state: FitState, train_images: int, context: WorkerContext
 ) -> dict[str, Any]:
     """What the stored flow says of itself; the only place that reads the test splits."""
     frozen = copy.deepcopy(state.average).freeze_()
     tests = {}
     for name, images in mixture.tests().items():
-        report = measure(frozen, images, seed=config.seed, device=around.device)
+        report = measure(frozen, images, seed=config.seed, device=context.device)
         tests[name] = {
             "images": len(images),
             "bits_per_dim": round(report.mean, 4),
@@ -274,12 +274,12 @@ def _card(
         "parameters": sum(parameter.numel() for parameter in state.flow.parameters()),
         "cpu_seconds": round(state.cpu_seconds, 1),
         "seconds": round(state.seconds, 1),
-        "workers": around.collective.size,
+        "workers": context.collective.size,
         "threads": torch.get_num_threads(),
-        "device": around.device.type,
+        "device": context.device.type,
         "torch": str(torch.__version__),
         "held_out": tests,
-        "caution": caution(frozen, device=around.device),
+        "caution": caution(frozen, device=context.device),
         "curve": [{**point, "bits_per_dim": round(point["bits_per_dim"], 4)} for point in state.curve],
     }
 

@@ -159,8 +159,8 @@ class Glow(Flow):
             h = squeeze(h)
             log_abs_det = torch.zeros_like(h[:, 0])
             for step in level.steps:
-                h, of_step = step(h)
-                log_abs_det = log_abs_det + of_step
+                h, time_step = step(h)
+                log_abs_det = log_abs_det + time_step
             found.append(log_abs_det)
             if level.continuing:
                 h, z = h[:, : level.continuing], h[:, level.continuing :]

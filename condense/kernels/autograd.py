@@ -20,7 +20,7 @@ from condense.kernels import pytorch as blocks
 
 
 def convolution(images: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
-    """3x3, padded by one, of images (G * n, I, H, W) with weights (G, O, I, 3, 3), where `convolutions.convolves`."""
+    """3x3, padded by one, of images (G * n, I, H, W) with weights (G, O, I, 3, 3), where `can_convolve`."""
     found: Tensor = _Convolution.apply(images.contiguous(memory_format=torch.channels_last), weights, bias)
     return found
 
@@ -65,7 +65,7 @@ class _Convolution(torch.autograd.Function):
         gradients = outputs[0]
         to_images, to_weights, to_bias = ctx.needs_input_grad
         return (
-            convolution(gradients, convolutions.turned(weights)) if to_images else None,
+            convolution(gradients, convolutions.transposed(weights)) if to_images else None,
             weight_gradients(images, gradients, len(weights)).to(weights.dtype) if to_weights else None,
             gradients.sum((0, 2, 3)) if to_bias else None,
         )
@@ -82,7 +82,7 @@ class _WeightGradients(torch.autograd.Function):
         images, gradients = ctx.saved_tensors
         to_images, to_gradients, _ = ctx.needs_input_grad
         return (
-            convolution(gradients, convolutions.turned(outputs[0])) if to_images else None,
+            convolution(gradients, convolutions.transposed(outputs[0])) if to_images else None,
             convolution(images, outputs[0]) if to_gradients else None,
             None,
         )

@@ -43,7 +43,7 @@ _SUFFIX = {torch.float32: "float", torch.bfloat16: "bfloat"}
 
 
 @functools.cache
-def built() -> ctypes.CDLL | None:
+def load_library() -> ctypes.CDLL | None:
     """The built kernels, or None without a compiler that builds them."""
     compiler = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
     if compiler is None or platform.system() != "Linux":
@@ -73,7 +73,7 @@ def built() -> ctypes.CDLL | None:
 def available(images: Tensor, precision: torch.dtype, channels: int) -> bool:
     """Whether the kernels take activations of `precision` and so many channels where the images are."""
     fits = images.device.type == "cpu" and precision in _SUFFIX and channels <= MOST_CHANNELS
-    return fits and built() is not None
+    return fits and load_library() is not None
 
 
 def norm_relu_pool(activation: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,7 +120,7 @@ def norm_relu_pool_gradient(
         call("backward", activation[part], *kept, *sizes, to_activation[part], *to_norm)
         return to_norm
 
-    to_gamma, to_beta = map(sum_of, zip(*on_threads(some, count, activation[0].numel()), strict=True))
+    to_gamma, to_beta = map(sum_shares, zip(*on_threads(some, count, activation[0].numel()), strict=True))
     return to_activation, to_gamma, to_beta
 
 
@@ -169,7 +169,7 @@ def on_threads(some: Callable[[slice], T], count: int, each: int) -> list[T]:
     return [some(slices[0])] if parts == 1 else list(_pool().map(some, slices))
 
 
-def sum_of(shares: Sequence[Tensor]) -> Tensor:
+def sum_shares(shares: Sequence[Tensor]) -> Tensor:
     """Of one share itself: on one thread nothing is copied."""
     return functools.reduce(torch.add, shares)
 
@@ -180,7 +180,7 @@ def call(name: str, activation: Tensor, *arguments: Tensor | int | ctypes.c_floa
     Raises:
         CapacityError: it found no memory for its scratch.
     """
-    library = built()
+    library = load_library()
     assert library is not None
     passed = [
         ctypes.c_void_p(value.data_ptr())

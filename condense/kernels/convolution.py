@@ -2,7 +2,7 @@
 channels: with a quarter of the products where these are many (winograd.c), in loops of their own where those on one
 side are few, since a library's are made for many (thin.c: at one channel the weight gradient alone was 40 % of a step).
 
-kernels.py builds them, fused.py differentiates them. For where PyTorch's are used instead, ask `convolves`.
+kernels.py builds them, fused.py differentiates them. For where PyTorch's are used instead, ask `can_convolve`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from condense.kernels.compiled import available, built, call, channels_last, on_threads, sum_of, weights_by_tap
+from condense.kernels.compiled import (
+    available,
+    call,
+    channels_last,
+    load_library,
+    on_threads,
+    sum_shares,
+    weights_by_tap,
+)
 
 FEW = 4  # channels, at most
 CHANNELS_AT_ONCE = 16  # of many, in and out: multiples of this
 LANES = 16  # as in thin.c: floats of a vector
 
 
-def convolves(images: Tensor, weight: Tensor) -> bool:
+def can_convolve(images: Tensor, weight: Tensor) -> bool:
     """Whether `convolution` takes these images (N, I, H, W) and weights (..., O, I, k, k)."""
     outputs, inputs, *size = weight.shape[-4:]
     if size != [3, 3] or images.dtype != weight.dtype or not available(images, images.dtype, max(inputs, outputs)):
@@ -33,7 +41,7 @@ def convolves(images: Tensor, weight: Tensor) -> bool:
 
 @functools.cache
 def _multiplies_bfloat16() -> bool:
-    library = built()
+    library = load_library()
     return library is not None and bool(library.multiplies_bfloat16())
 
 
@@ -43,7 +51,7 @@ def convolution(images: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
     In bfloat16, with many channels, it is off by 1 %: what is summed is rounded, not only what is summed over.
 
     Args:
-        images: (G * n, I, H, W) float32 or bfloat16, where `convolves`.
+        images: (G * n, I, H, W) float32 or bfloat16, where `can_convolve`.
         weights: (G, O, I, 3, 3). bias: (O,), the same for all groups.
 
     Returns:
@@ -72,7 +80,7 @@ def _to_neighbours(weights: Tensor) -> Tensor:
     return F.pad(flipped, (0, -flipped.shape[2] % LANES)).contiguous()
 
 
-def turned(weights: Tensor) -> Tensor:
+def transposed(weights: Tensor) -> Tensor:
     """(G, O, I, 3, 3) to (G, I, O, 3, 3), of the convolution that takes gradients back to the images."""
     return weights.transpose(1, 2).flip(3, 4)
 
@@ -82,7 +90,7 @@ def weight_gradients(images: Tensor, gradients: Tensor, groups: int) -> Tensor:
     count, inputs, height, width = images.shape
     outputs = gradients.shape[1]
     if inputs > FEW and outputs <= FEW:  # the sum over pixels is the same with the two in each other's place
-        return turned(weight_gradients(gradients, images, groups))
+        return transposed(weight_gradients(gradients, images, groups))
     images, gradients, each = channels_last(images), channels_last(gradients), count // groups
     name = "thin_weight_gradient" if inputs <= FEW else "weight_gradient"
 
@@ -96,7 +104,7 @@ def weight_gradients(images: Tensor, gradients: Tensor, groups: int) -> Tensor:
 
     numbers = max(inputs, outputs) * height * width
     if groups == 1:
-        found = sum_of(on_threads(some, count, numbers))
+        found = sum_shares(on_threads(some, count, numbers))
     else:
         shares = on_threads(lambda part: some(slice(part.start * each, part.stop * each)), groups, each * numbers)
         found = torch.cat(shares)

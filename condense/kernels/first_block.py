@@ -10,7 +10,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from condense.kernels.compiled import call, channels_last, on_threads, sum_of, weights_by_tap
+from condense.kernels.compiled import call, channels_last, on_threads, sum_shares, weights_by_tap
 
 
 def first_block(
@@ -70,5 +70,5 @@ def first_block_gradient(
         return found
 
     shares = on_threads(some, count, len(weight) * height * width)
-    to_weight, to_gamma, to_beta = map(sum_of, zip(*shares, strict=True))
+    to_weight, to_gamma, to_beta = map(sum_shares, zip(*shares, strict=True))
     return to_weight.permute(3, 2, 0, 1), to_gamma, to_beta

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from condense.workers.devices import sent
+from condense.workers.devices import to_device
 
 STRATEGIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
 TOGETHER = ("color", "crop", "cutout")  # Kim et al. 2022 apply these three, one after the other
@@ -62,17 +62,17 @@ def augment_classes(images: Tensor, draws: Sequence[tuple[Draw, ...]]) -> Tensor
         for kind in sorted({draw.kind for draw in stage}):
             chosen = [index for index, draw in enumerate(stage) if draw.kind == kind]
             numbers = torch.cat([stage[index].numbers for index in chosen]).repeat_interleave(images.shape[1], 0)
-            rows = sent(torch.tensor(chosen), images.device)
+            rows = to_device(torch.tensor(chosen), images.device)
             changed = augment(images[rows].flatten(0, 1), Draw(kind, numbers))
             parts.append(changed.unflatten(0, (len(chosen), images.shape[1])))
             order += chosen
-        images = torch.cat(parts)[sent(torch.tensor(order).argsort(), images.device)]
+        images = torch.cat(parts)[to_device(torch.tensor(order).argsort(), images.device)]
     return images
 
 
 def augment(images: Tensor, draw: Draw) -> Tensor:
     """(N, C, H, W) normalised images, transformed; differentiable in the images."""
-    numbers = sent(draw.numbers, images.device, images.dtype).expand(len(images), 4)
+    numbers = to_device(draw.numbers, images.device, images.dtype).expand(len(images), 4)
     match draw.kind:
         case "color":
             return _color(images, numbers)
@@ -107,7 +107,7 @@ def crop_scale_rotate(images: Tensor, draws: torch.Generator) -> Tensor:
     angle = torch.where(kind == 2, math.radians(DC_ROTATE_DEGREES) * numbers[:, 0], 0.0)
     rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(count, 2, 2)
     move = 2 * shift / torch.tensor([width, height])
-    theta = sent(torch.cat([rotation / scale[:, None], move[:, :, None]], 2), images.device, images.dtype)
+    theta = to_device(torch.cat([rotation / scale[:, None], move[:, :, None]], 2), images.device, images.dtype)
     fill = images.mean((0, 2, 3), keepdim=True)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images - fill, grid, align_corners=False) + fill

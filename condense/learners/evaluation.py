@@ -26,7 +26,7 @@ from condense.learners.networks import Learner, NetworkConfig, build_network, in
 from condense.pixels import to_float
 from condense.settings import Settings
 from condense.workers.collective import Collective
-from condense.workers.devices import sent, tf32
+from condense.workers.devices import allow_tf32, to_device
 
 TEST_BATCH = 250  # images per forward of each learner; larger ones leave a CPU's cache
 
@@ -79,7 +79,7 @@ class Normalisation:
         """(..., C, H, W) in [0, 1] to zero mean and unit deviation."""
         shape = (-1, 1, 1)
         mean, std = (
-            sent(torch.tensor(values, dtype=images.dtype).view(shape), images.device)
+            to_device(torch.tensor(values, dtype=images.dtype).view(shape), images.device)
             for values in (self.mean, self.std)
         )
         return (images - mean) / std
@@ -138,7 +138,7 @@ class Evaluator:
     seed: int
     flip: bool = True
 
-    @tf32()
+    @allow_tf32()
     def evaluate(
         self,
         images: Tensor,
@@ -178,7 +178,7 @@ class Evaluator:
 
     def _trained(
         self, images: Tensor, labels: Tensor, learners: range, on_epoch: Callable[[], None] | None
-    ) -> _Together:
+    ) -> _StackedLearners:
         recipe, device = self.recipe, images.device
         inputs = self.normalisation.apply(to_float(images))
         shape = (images.shape[1], images.shape[2], images.shape[3])
@@ -189,7 +189,7 @@ class Evaluator:
             for i in learners
         ]
         orders = [seeding.generator(self.seed, "evaluation-order", index=i) for i in learners]
-        together = _Together(networks)
+        together = _StackedLearners(networks)
         optimizer = torch.optim.SGD(
             together.parameters,
             lr=recipe.learning_rate,
@@ -199,7 +199,7 @@ class Evaluator:
         for epoch in range(recipe.epochs):
             if epoch == recipe.epochs // 2 + 1:
                 optimizer.param_groups[0]["lr"] = recipe.learning_rate / 10
-            order = sent(torch.stack([torch.randperm(len(images), generator=draws) for draws in orders]), device)
+            order = to_device(torch.stack([torch.randperm(len(images), generator=draws) for draws in orders]), device)
             for batch in order.split(recipe.batch_size, dim=1):
                 chosen = inputs[batch]
                 if recipe.augmentation != "none":
@@ -226,7 +226,7 @@ class Evaluator:
         return torch.stack([augment(images, draw) for images, draw in zip(batch, drawn, strict=True)])
 
     @torch.no_grad()
-    def _hits(self, together: _Together, test_images: Tensor, test_labels: Tensor) -> Tensor:
+    def _hits(self, together: _StackedLearners, test_images: Tensor, test_labels: Tensor) -> Tensor:
         """How many of the images each learner names right."""
         hits = torch.zeros((), device=test_images.device)
         for part, expected in zip(test_images.split(TEST_BATCH), test_labels.split(TEST_BATCH), strict=True):
@@ -241,7 +241,7 @@ def _at_once(learners: int, device: torch.device) -> int:
     return learners if device.type == "cuda" else 1
 
 
-class _Once(nn.Module):
+class _FirstOrder(nn.Module):
     """A learner where it is trained or tested."""
 
     def __init__(self, learner: Learner) -> None:
@@ -249,14 +249,14 @@ class _Once(nn.Module):
         self.learner = learner
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.learner.once(images)
+        return self.learner.first_order(images)
 
 
-class _Together:
+class _StackedLearners:
     """Learners that take each step at once: one, or several whose parameters are stacked along a first dimension."""
 
     def __init__(self, networks: Sequence[Learner]) -> None:
-        learners = [_Once(network) for network in networks]
+        learners = [_FirstOrder(network) for network in networks]
         self.count, self._one = len(learners), learners[0]
         self._stacked = dict(self._one.named_parameters()) if self.count == 1 else stack_module_state(learners)[0]
         self._logits = vmap(lambda parameters, images: functional_call(self._one, parameters, (images,)))

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from condense.errors import CapacityError, CondenseError
 from condense.learners.evaluation import Evaluation, Evaluator
-from condense.workers.capacity import TESTING, told_what_to_lower
+from condense.workers.capacity import TESTING, explain_out_of_memory
 from condense.workers.collective import Alone
-from condense.workers.memory import keep_memory
+from condense.workers.memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class _Asked:
     answer: Future[Evaluation] | None
 
 
-class Beside:
+class EvaluationProcess:
     """One evaluator in one process. Where that ends, its evaluations are made here, with the same numbers.
 
     Attributes:
@@ -153,7 +153,7 @@ def _answer(pipe: Connection, evaluator: Evaluator, learners: int, device: torch
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the run ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(THREADS)
-    keep_memory()
+    keep_freed_memory()
     try:
         held_out = _unpacked(pipe.recv())
         while True:
@@ -178,7 +178,7 @@ def _evaluated(
 ) -> Evaluation:
     """By this process alone."""
     images, labels = images.to(device), labels.to(device)
-    with told_what_to_lower(lambda: TESTING):
+    with explain_out_of_memory(lambda: TESTING):
         return evaluator.evaluate(images, labels, [held_out], learners=learners, collective=Alone())
 
 

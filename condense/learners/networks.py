@@ -50,20 +50,20 @@ class Learner(nn.Module):
         logits: Tensor = self.classifier(self.embed(images))
         return logits
 
-    def once(self, images: Tensor) -> Tensor:
+    def first_order(self, images: Tensor) -> Tensor:
         """`forward` for where gradients are taken once, and in the parameters alone: in training and in testing."""
         return self.forward(images)
 
 
 class Convolution(nn.Conv2d):
-    """3x3, padded by one; on a CPU compiled, where `convolutions.convolves`."""
+    """3x3, padded by one; on a CPU compiled, where `convolutions.can_convolve`."""
 
     def __init__(self, inputs: int, outputs: int, *, device: torch.device | None = None) -> None:
         super().__init__(inputs, outputs, 3, padding=1, device=device)
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, inputs, H, W) to (N, outputs, H, W)."""
-        if convolutions.convolves(input, self.weight):
+        if convolutions.can_convolve(input, self.weight):
             return fused.convolution(input, self.weight[None], self.bias)
         return super().forward(input)
 
@@ -100,7 +100,7 @@ class ConvNet(Learner):
         """(N, C, H, W) normalised images to (N, width * (side / 2^depth)^2)."""
         return self._embed(images, self.blocks, frozen=not self.norms[0].weight.requires_grad)
 
-    def once(self, images: Tensor) -> Tensor:
+    def first_order(self, images: Tensor) -> Tensor:
         """On a CPU the first block of grey images is one compiled call; elsewhere all is layers that `vmap` takes."""
         (convolution, norm), *deeper = self.blocks
         if self._compiled(images) and images.shape[1] <= convolutions.FEW:

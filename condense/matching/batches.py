@@ -17,7 +17,7 @@ from condense import seeding
 from condense.learners.evaluation import Normalisation
 from condense.learners.networks import Learner
 from condense.pixels import to_float
-from condense.workers.devices import sent
+from condense.workers.devices import to_device
 
 EVERY = 10  # match steps between choices, as published
 CANDIDATES = 8  # images of a class among which one representative is chosen
@@ -65,7 +65,7 @@ class RealBatches:
         for label, images in zip(self.labels, self.real, strict=True):
             draws = seeding.generator(self.seed, purpose, step=match, index=label, replica=self.replica)
             chosen = random_rows(len(images), size or self.size, draws)
-            rows.append(images[sent(chosen, images.device)])
+            rows.append(images[to_device(chosen, images.device)])
         return torch.stack(rows)
 
     @torch.no_grad()
@@ -75,7 +75,7 @@ class RealBatches:
         for label, images in zip(self.labels, self.real, strict=True):
             draws = seeding.generator(self.seed, "representatives", step=match, index=label, replica=self.replica)
             chosen = random_rows(len(images), max(self.size, min(len(images), CANDIDATES * self.size)), draws)
-            candidates = images[sent(chosen, images.device)]
+            candidates = images[to_device(chosen, images.device)]
             features = [network.embed(normalisation.apply(to_float(part))) for part in candidates.split(self.size)]
             rows.append(candidates[representatives(torch.cat(features), self.size)])
         return torch.stack(rows)

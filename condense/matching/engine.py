@@ -36,7 +36,7 @@ from condense.pixels import to_float
 from condense.synthetic.decoder import decode
 from condense.synthetic.synthetic_set import ImagesConfig, SyntheticSet, build_optimizer
 from condense.workers.collective import Mesh
-from condense.workers.devices import measured_at_once, sent
+from condense.workers.devices import flow_batch, to_device
 from condense.workers.stopwatch import Stopwatch
 
 CLASSES_AT_ONCE = 64  # gradients of the last layer grow with classes x all classes: bounds what is computed at a time
@@ -50,7 +50,7 @@ class StepResult:
     bits_per_dim: float
 
 
-class _Goal(NamedTuple):
+class _MatchTarget(NamedTuple):
     """What the images of a match step are to come near to, as one replica's network sees it.
 
     parts: for each of the engine's parts, the transforms of its classes and the target.
@@ -126,7 +126,7 @@ class Engine:
         self.schedule, self.updates = schedule, self.match_steps * matching.updates  # of an outer step
         self.device = synthetic.classes.device
         self.stopwatch = Stopwatch(self.device)
-        self._bad = torch.zeros(len(synthetic.classes), dtype=torch.bool, device=self.device)  # found not finite first
+        self._first_nonfinite = torch.zeros(len(synthetic.classes), dtype=torch.bool, device=self.device)
 
     def outer_step(self, step: int) -> StepResult:
         """One fresh network a replica: `match_steps` real batches to match, the network trained in between.
@@ -146,7 +146,9 @@ class Engine:
             totals = self.mesh.everyone.sum_(totals).cpu() / self.match_steps
         self.stopwatch.settle()
         if totals[2] > 0:  # summed over workers, so that all stop at the same step
-            own = [label for label, bad in zip(self.synthetic.owned, self._bad.tolist(), strict=True) if bad]
+            own = [
+                label for label, bad in zip(self.synthetic.owned, self._first_nonfinite.tolist(), strict=True) if bad
+            ]
             whose = f"class {own[0]}" if own else "a class on another worker"
             raise NonFiniteError(
                 f"the loss or gradient of {whose} is not finite at outer step {step}",
@@ -164,7 +166,7 @@ class Engine:
             learner.train_on_real_(match - 1)
         else:
             images, labels = self._decoded(self.synthetic.images().detach()), self.synthetic.soft_labels()
-            taught = None if labels is None else self._of_decoded(labels.detach())
+            taught = None if labels is None else self._labels_of_decoded(labels.detach())
             learner.train_on_synthetic_(images, match - 1, self.inner_epochs, taught)
 
     def _match(self, match: int) -> Tensor:
@@ -174,7 +176,7 @@ class Engine:
         results = [self._update_images(goals, match * repeats + repeat) for repeat in range(repeats)]
         return torch.stack(results).mean(0)
 
-    def _goal(self, learner: LearnerTraining, match: int) -> _Goal:
+    def _goal(self, learner: LearnerTraining, match: int) -> _MatchTarget:
         transforms = [
             draw_transforms(
                 self.matching.augment,
@@ -190,7 +192,7 @@ class Engine:
                 real = augment_classes(self.normalisation.apply(to_float(batch[part])), transforms[part])
                 target = self.objective.target(learner.network, real, self.synthetic.classes[part])
                 parts.append((transforms[part], target))
-        return _Goal(learner.network, parts)
+        return _MatchTarget(learner.network, parts)
 
     def _parts(self) -> list[slice]:
         """The slice's classes, as many at once as memory should hold."""
@@ -202,11 +204,11 @@ class Engine:
         decoded: Tensor = decode(images.flatten(0, 1), self.synthetic.factor).unflatten(0, (len(images), -1))
         return decoded
 
-    def _of_decoded(self, labels: Tensor) -> Tensor:
+    def _labels_of_decoded(self, labels: Tensor) -> Tensor:
         """Soft labels of canvases (C, ipc, classes) to those of the images that learners see: they share them."""
         return labels.repeat_interleave(self.synthetic.factor**2, 1)
 
-    def _update_images(self, goals: Sequence[_Goal], update: int) -> Tensor:
+    def _update_images(self, goals: Sequence[_MatchTarget], update: int) -> Tensor:
         """One step of the image optimiser; this worker's share of (mean distance, mean bits per dim), and its classes
         whose distance or gradient is not finite."""
         classes = self.synthetic.classes
@@ -234,7 +236,7 @@ class Engine:
         gradient, *to_labels = (torch.cat(parts) for parts in zip(*gradients, strict=True))
         finite = [part.flatten(1).isfinite().all(1) for part in (gradient, *to_labels)]
         bad = ~(distances.isfinite() & torch.stack(finite).all(0))
-        self._bad |= bad & ~self._bad.any()
+        self._first_nonfinite |= bad & ~self._first_nonfinite.any()
         with self.stopwatch.part("image update"):
             for index, group in enumerate(self.optimizer.param_groups):
                 group["lr"] = self._rate(update, index)
@@ -249,7 +251,7 @@ class Engine:
         return torch.stack([share, bits, bad.sum()]).double()
 
     def _matched(
-        self, goals: Sequence[_Goal], part: int, learned: Sequence[Tensor], classes: Tensor
+        self, goals: Sequence[_MatchTarget], part: int, learned: Sequence[Tensor], classes: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
         """This worker's share, over its replicas, of a part of the classes' mean distances (C,), and its gradients
         at what is learned of them: images (C, ipc, channels, H, W) and perhaps soft labels (C, ipc, classes)."""
@@ -259,7 +261,7 @@ class Engine:
             leaves = [whole.detach().requires_grad_() for whole in learned]
             seen, *soft = leaves
             inputs = augment_classes(self.normalisation.apply(self._decoded(seen)), transforms)
-            taught = self._of_decoded(soft[0]) if soft else classes
+            taught = self._labels_of_decoded(soft[0]) if soft else classes
             own = self.objective.distances(network, target, inputs, taught) / self.mesh.replicas
             gradients.append(torch.autograd.grad(own.sum() / self.class_count, leaves))
             distances.append(own.detach())
@@ -288,12 +290,12 @@ class Engine:
         draws = (
             seeding.generator(self.seed, "dequantisation", step=update, index=label) for label in self.synthetic.owned
         )
-        noise = sent(torch.stack([torch.rand(images.shape[1:], generator=drawn) for drawn in draws]), self.device)
+        noise = to_device(torch.stack([torch.rand(images.shape[1:], generator=drawn) for drawn in draws]), self.device)
         total = torch.zeros((), device=self.device)
         flat, noise = images.flatten(0, 1), noise.flatten(0, 1)
         gradient = torch.zeros_like(flat)
         first, end = (len(flat) * (self.mesh.over_replicas.rank + i) // self.mesh.over_replicas.size for i in (0, 1))
-        batch = measured_at_once(flat)
+        batch = flow_batch(flat)
         for start in range(first, end, batch):
             rows = slice(start, min(start + batch, end))
             leaf = flat[rows].detach().requires_grad_()

@@ -15,7 +15,7 @@ from condense.workers.checkpoints import Checkpoint
 from condense.workers.collective import Collective
 
 
-def image_state(engine: Engine, collective: Collective) -> tuple[dict[str, Tensor], dict[str, float]]:
+def gather_state(engine: Engine, collective: Collective) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The tensors, gathered over the slices, and the numbers of a checkpoint."""
     gathered: dict[str, Tensor] = {}
     scalars: dict[str, float] = {}
@@ -33,8 +33,8 @@ def image_state(engine: Engine, collective: Collective) -> tuple[dict[str, Tenso
     return gathered, scalars
 
 
-def restore_images_(engine: Engine, checkpoint: Checkpoint, rows: slice) -> None:
-    """Takes over what `image_state` gave; rows: the classes of this worker."""
+def restore_state_(engine: Engine, checkpoint: Checkpoint, rows: slice) -> None:
+    """Takes over what `gather_state` gave; rows: the classes of this worker."""
     for level, parameter in enumerate(engine.synthetic.parameters):
         state: dict[str, Any] = {}
         for name, tensor in checkpoint.tensors.items():

@@ -23,7 +23,7 @@ from condense.matching.batches import RealBatches
 from condense.matching.config import MatchingConfig
 from condense.pixels import to_float
 from condense.workers.collective import Collective, sum_all_
-from condense.workers.devices import sent, tf32
+from condense.workers.devices import allow_tf32, to_device
 
 
 class LearnerTraining:
@@ -79,7 +79,7 @@ class LearnerTraining:
         for parameter, kept in zip(self.network.parameters(), self._pool[index], strict=True):
             parameter.copy_(kept)
             if parameter.ndim > 1:
-                noise = sent(torch.randn(kept.shape, generator=draws), kept.device).flatten(1)
+                noise = to_device(torch.randn(kept.shape, generator=draws), kept.device).flatten(1)
                 scale = kept.flatten(1).norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)
                 parameter.add_((noise * scale).view_as(kept), alpha=self.matching.pool_noise)
 
@@ -95,7 +95,7 @@ class LearnerTraining:
             draws = seeding.generator(self.seed, "inner-order", step=match, index=epoch, replica=self.replica)
             for batch in torch.randperm(count, generator=draws).split(self.matching.learner_batch):
                 mine = (batch >= first) & (batch < first + len(own))
-                rows = sent(batch[mine], own.device)
+                rows = to_device(batch[mine], own.device)
                 inputs = self._augmented(own[rows - first], mine, draws)
                 labels = rows // per_class if soft is None else soft.flatten(0, 1)[rows - first]
                 self._step_(inputs, [(1.0, labels)], len(batch))
@@ -109,14 +109,14 @@ class LearnerTraining:
         for batch in torch.randperm(len(whole), generator=draws).split(self.matching.learner_batch):
             labels = batch // per_class
             mine = (labels >= self.first_class) & (labels < self.last_class)
-            inputs = self._augmented(whole[sent(batch, whole.device)], torch.ones_like(mine), draws)
+            inputs = self._augmented(whole[to_device(batch, whole.device)], torch.ones_like(mine), draws)
             targets = [(1.0, labels[mine])]
             if self.matching.learner_cutmix:
                 partners = torch.randperm(len(batch), generator=draws)
-                inputs, kept = cutmix(inputs, inputs[sent(partners, inputs.device)], draws)
+                inputs, kept = cutmix(inputs, inputs[to_device(partners, inputs.device)], draws)
                 targets = [(kept, labels[mine]), (1 - kept, labels[partners][mine])]
-            own = inputs[sent(mine.nonzero()[:, 0], inputs.device)]
-            self._step_(own, [(weight, sent(labels, own.device)) for weight, labels in targets], len(batch))
+            own = inputs[to_device(mine.nonzero()[:, 0], inputs.device)]
+            self._step_(own, [(weight, to_device(labels, own.device)) for weight, labels in targets], len(batch))
 
     def _augmented(self, images: Tensor, mine: Tensor, draws: torch.Generator) -> Tensor:
         """The images of a batch that `mine` marks, augmented by numbers drawn for the whole batch."""
@@ -124,14 +124,14 @@ class LearnerTraining:
             images = augment(images, draw._replace(numbers=draw.numbers[mine])) if len(images) else images
         return images
 
-    @tf32()
+    @allow_tf32()
     def _step_(self, images: Tensor, targets: list[tuple[float, Tensor]], count: int) -> None:
         """One step of SGD on the mean loss of a batch of `count`, of which these normalised images are the slice's."""
         parameters: list[Tensor] = list(self.network.parameters())
         if len(images):
             with torch.enable_grad():
                 self.network.requires_grad_(True)
-                logits = self.network.once(images)
+                logits = self.network.first_order(images)
                 losses = [weight * F.cross_entropy(logits, labels, reduction="sum") for weight, labels in targets]
                 gradients = list(torch.autograd.grad(torch.stack(losses).sum() / count, parameters))
                 self.network.requires_grad_(False)

@@ -24,7 +24,7 @@ LOWER = {
 
 
 @contextmanager
-def told_what_to_lower(part: Callable[[], str]) -> Iterator[None]:
+def explain_out_of_memory(part: Callable[[], str]) -> Iterator[None]:
     """An allocation that fails in the enclosed block becomes a CapacityError that says which settings to lower.
 
     Args:

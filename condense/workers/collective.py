@@ -81,7 +81,7 @@ class ProcessGroup:
         self.size = dist.get_world_size(group)
         self._shared = None
         if dist.get_backend(group) == "gloo":
-            self._shared = share_memory(self.rank, self.size, partial(told, self, device=torch.device("cpu")))
+            self._shared = share_memory(self.rank, self.size, partial(gather_text, self, device=torch.device("cpu")))
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """All-reduce; between processes of one machine through memory that they share."""
@@ -146,13 +146,13 @@ def sum_all_(collective: Collective, tensors: Sequence[Tensor]) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
-def told(collective: Collective, text: str, device: torch.device) -> list[str]:
+def gather_text(collective: Collective, text: str, device: torch.device) -> list[str]:
     """What each worker says, in the order of ranks; `device` is that of the tensors which the collective carries."""
     said = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
     return bytes(collective.gather(said.to(device)).tolist()).decode().split("\0")[:-1]
 
 
-def agree(collective: Collective, error: CondenseError | None, device: torch.device) -> None:
+def raise_together(collective: Collective, error: CondenseError | None, device: torch.device) -> None:
     """Where one worker failed, all raise its error (the lowest rank's), so that none is left waiting.
 
     Args:
@@ -160,7 +160,7 @@ def agree(collective: Collective, error: CondenseError | None, device: torch.dev
         device: of the tensors that the collective carries.
     """
     mine = "" if error is None else "\x1f".join((type(error).__name__, error.problem, error.remedy))
-    for failed in filter(None, told(collective, mine, device)):
+    for failed in filter(None, gather_text(collective, mine, device)):
         kind, problem, remedy = failed.split("\x1f")
         made: CondenseError = getattr(errors, kind)(problem, remedy)
         raise made

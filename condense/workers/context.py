@@ -10,7 +10,7 @@ import torch
 from condense.errors import ConfigError
 from condense.workers.checkpoints import Checkpoints
 from condense.workers.collective import Collective
-from condense.workers.devices import keep_float32
+from condense.workers.devices import forbid_tf32
 from condense.workers.tracking import Tracker
 
 
@@ -25,7 +25,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class WorkerContext:
     """One worker's: the same computation runs in process and on Ray Train, in other surroundings."""
 
     collective: Collective
@@ -54,5 +54,5 @@ def local_device(gpus: float | None = None) -> torch.device:
             f"gpus_per_worker={gpus:g}, but this machine has no CUDA device that PyTorch can use",
             "leave gpus_per_worker out to compute on the CPU, or install a driver and a PyTorch that fit the GPU",
         )
-    keep_float32()
+    forbid_tf32()
     return torch.device("cuda" if torch.cuda.is_available() and gpus != 0 else "cpu")

@@ -12,31 +12,31 @@ from torch import Tensor
 # Real images in one pass through a network, all classes together. On a CPU the activations of 40 images of a width-128
 # ConvNet stay in the last-level cache: measured 1.2x faster than 640 at once. A GPU is full with 2,560 (ten classes of
 # 256), whose activations at 32x32 are some 6 GB, by arithmetic; and its memory does not grow with classes or batch.
-CPU_AT_ONCE, GPU_AT_ONCE = 40, 2560
+CPU_NETWORK_BATCH, GPU_NETWORK_BATCH = 40, 2560
 
 # Images in one pass through a flow and back, on a GPU by their pixels: 1,024 of 32x32, of which the larger shipped flow
 # keeps 5 GB, measured on a CPU. Of 50 it keeps 0.25 GB.
-CPU_MEASURED, GPU_MEASURED_PIXELS = 50, 1 << 20
+CPU_FLOW_BATCH, GPU_FLOW_PIXELS = 50, 1 << 20
 
 
-def images_at_once(device: torch.device) -> int:
+def network_batch(device: torch.device) -> int:
     """Real images in one pass through a network."""
-    return CPU_AT_ONCE if device.type == "cpu" else GPU_AT_ONCE
+    return CPU_NETWORK_BATCH if device.type == "cpu" else GPU_NETWORK_BATCH
 
 
-def measured_at_once(images: Tensor) -> int:
+def flow_batch(images: Tensor) -> int:
     """Of images (N, C, H, W), how many in one pass through a flow and back."""
     if images.device.type == "cpu":
-        return CPU_MEASURED
-    return max(1, GPU_MEASURED_PIXELS // (images.shape[2] * images.shape[3]))
+        return CPU_FLOW_BATCH
+    return max(1, GPU_FLOW_PIXELS // (images.shape[2] * images.shape[3]))
 
 
-def sent(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+def to_device(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """`values` on `device`. A GPU is handed them in its order and goes on; `to` alone would wait until it is idle."""
     return values.to(device, dtype, non_blocking=True)
 
 
-def keep_float32() -> None:
+def forbid_tf32() -> None:
     """Has a GPU compute float32 in float32 from now on.
 
     By default PyTorch lets cuDNN's convolutions round to TF32, ten bits of mantissa. By emulation (benchmarks/tf32.py)
@@ -47,7 +47,7 @@ def keep_float32() -> None:
 
 
 @contextmanager
-def tf32() -> Iterator[None]:
+def allow_tf32() -> Iterator[None]:
     """Within it convolutions may round to TF32, PyTorch's default: networks are trained as users train theirs."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = True

@@ -40,7 +40,7 @@ class SharedSum:
         Raises:
             ClusterError: another worker has not come in half an hour.
         """
-        library = kernels.built()
+        library = kernels.load_library()
         assert library is not None
         whole = ctypes.c_char.from_buffer(self._memory)
         numbers = ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(tensor.numel())
@@ -54,22 +54,22 @@ class SharedSum:
 
 
 def share_memory(
-    rank: int, size: int, told: Callable[[str], list[str]], timeout_s: float = TIMEOUT_S
+    rank: int, size: int, gather_text: Callable[[str], list[str]], timeout_s: float = TIMEOUT_S
 ) -> SharedSum | None:
     """The memory that the workers of a group have in common, or None where they are not all on one machine, or any of
     them lacks the kernels. All of them call it.
 
     Args:
-        told: what each worker says, in the order of ranks.
+        gather_text: what each worker says, in the order of ranks.
         timeout_s: how long a sum waits for another worker.
     """
     if not sys.platform.startswith("linux"):
         return None
     # A process can open what another has open if both have the same kernel and see the same process numbers.
     machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
-    library = kernels.built()
+    library = kernels.load_library()
     mine = f"{machine} {library is not None}"
-    if any(other != mine for other in told(mine)) or library is None:
+    if any(other != mine for other in gather_text(mine)) or library is None:
         return None
     library.shared_sum_bytes.restype = ctypes.c_int64
     length = library.shared_sum_bytes(ctypes.c_int64(size))
@@ -78,10 +78,10 @@ def share_memory(
         with suppress(OSError):  # a system that forbids it; then the path is none
             first = os.memfd_create("condense-sums")
             os.ftruncate(first, length)
-    path = told(f"/proc/{os.getpid()}/fd/{first}")[0]
+    path = gather_text(f"/proc/{os.getpid()}/fd/{first}")[0]
     with suppress(OSError), open(path, "r+b") as file:  # another user's process refuses
         memory = mmap.mmap(file.fileno(), length)
-    opened = told(str(memory is not None))
+    opened = gather_text(str(memory is not None))
     if first >= 0:
         os.close(first)
     return None if memory is None or "False" in opened else SharedSum(memory, rank, size, timeout_s)

@@ -15,7 +15,7 @@ from condense.settings import resolve
 from condense.synthetic.dataset import read_dataset
 from condense.workers.checkpoints import NoCheckpoints
 from condense.workers.collective import Alone
-from condense.workers.context import Surroundings
+from condense.workers.context import WorkerContext
 from condense.workers.tracking import NullTracker
 from tests.cluster.local_cluster import BIN, START_S, RayCluster, end, local_cluster, until
 from tests.data.test_sources import rows, write_hub
@@ -55,8 +55,8 @@ def project(tmp_path: Path) -> Path:
 def undisturbed(project: Path) -> str:
     """The digest of the same run in this process."""
     config = resolve(RunConfig, project / "config.yaml", [f"source=parquet:{project}/pets_train.parquet"])
-    around = Surroundings(Alone(), NullTracker(), NoCheckpoints(), lambda at: None, torch_cpu())
-    return str(condense(config, around).provenance["content_digest"])
+    context = WorkerContext(Alone(), NullTracker(), NoCheckpoints(), lambda at: None, torch_cpu())
+    return str(condense(config, context).provenance["content_digest"])
 
 
 def torch_cpu():  # type: ignore[no-untyped-def]

@@ -143,7 +143,7 @@ def test_workers_that_cannot_grow_to_max_workers_are_refused(tmp_path: Path, wor
 def test_a_worker_keeps_the_memory_of_large_tensors_and_rounds_no_float32(tmp_path: Path) -> None:
     from cluster.trainer import on_workers
 
-    def page_faults(around: object) -> list[int]:
+    def page_faults(context: object) -> list[int]:
         import resource
 
         import torch

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from condense.condensation.calibration import Costs, costs_here
+from condense.condensation.calibration import Costs, measure_costs
 from condense.condensation.config import RunConfig
 from condense.condensation.estimate import estimate, predicted
 from condense.condensation.loop import condense, open_checked
@@ -20,7 +20,7 @@ from condense.settings import resolve
 from condense.synthetic.dataset import CondensedDataset
 from condense.workers.checkpoints import Checkpoint, pack
 from condense.workers.collective import Alone
-from condense.workers.context import Surroundings
+from condense.workers.context import WorkerContext
 from condense.workers.storage import KEEP
 from condense.workers.tracking import NullTracker
 from tests.conftest import QUICKSTART, TINY, Command
@@ -48,14 +48,14 @@ def config(*overrides: str) -> RunConfig:
 
 
 def run(of: RunConfig, kept: Kept) -> CondensedDataset:
-    return condense(of, Surroundings(Alone(), NullTracker(), kept, lambda at: None, torch.device("cpu")))
+    return condense(of, WorkerContext(Alone(), NullTracker(), kept, lambda at: None, torch.device("cpu")))
 
 
 def test_cpu_seconds_are_those_of_the_run_within_a_factor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "perf_counter", time.process_time)
     of = config()
     source, flow = open_checked(of)
-    foreseen = predicted(of, source, flow is not None, costs_here(of, 10, 1, 1, 0.0), 0, 1)
+    foreseen = predicted(of, source, flow is not None, measure_costs(of, 10, 1, 1, 0.0), 0, 1)
     made = run(of, Kept())
     steps = sum(made.provenance["seconds_by_part"].values())
     whole = made.provenance["seconds"]

@@ -15,7 +15,7 @@ from condense.synthetic.dataset import CondensedDataset, read_dataset, write_dat
 from condense.workers import checkpoints
 from condense.workers.checkpoints import Checkpoint, LocalCheckpoints, NoCheckpoints
 from condense.workers.collective import Alone
-from condense.workers.context import Progress, Surroundings
+from condense.workers.context import Progress, WorkerContext
 from condense.workers.tracking import RecordingTracker
 
 TINY = (
@@ -60,10 +60,10 @@ def run(
     def progress(at: Progress) -> None:
         assert 0 <= at.done <= at.total
 
-    around = Surroundings(
+    context = WorkerContext(
         Alone(), tracker or RecordingTracker(), keep or NoCheckpoints(), progress, torch.device("cpu")
     )
-    return condense(of, around)
+    return condense(of, context)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from condense.condensation import in_process as local
 from condense.condensation.config import RunConfig
 from condense.condensation.loop import open_checked
-from condense.condensation.pinning import keep, open_flow, pinned
+from condense.condensation.pinning import keep, open_flow, pin
 from condense.errors import FlowError
 from condense.flow.architecture import FlowDescription
 from condense.flow.registry import build
@@ -51,7 +51,7 @@ def config(tmp_path: Path, *overrides: str) -> RunConfig:
 
 
 def identity(of: RunConfig) -> str:
-    return pinned(of, open_checked(of)[1]).identity()
+    return pin(of, open_checked(of)[1]).identity()
 
 
 def test_a_run_is_the_same_wherever_its_flow_lies_and_another_with_another_flow(file: Path, tmp_path: Path) -> None:
@@ -67,12 +67,12 @@ def test_a_run_is_the_same_wherever_its_flow_lies_and_another_with_another_flow(
 def test_a_shipped_flow_is_pinned_too(tmp_path: Path) -> None:
     asked = config(tmp_path, "data.image_size=32")
     _, flow = open_checked(asked)
-    assert pinned(asked, flow).flow_digest == load_card("grey32")["digest"]
+    assert pin(asked, flow).flow_digest == load_card("grey32")["digest"]
 
 
 def test_without_a_flow_nothing_is_pinned(tmp_path: Path) -> None:
     asked = config(tmp_path)
-    assert pinned(asked, open_checked(asked)[1]) == asked
+    assert pin(asked, open_checked(asked)[1]) == asked
 
 
 def test_a_run_states_the_digest_and_its_config_makes_the_same_run_again(file: Path, tmp_path: Path) -> None:

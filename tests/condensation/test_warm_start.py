@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from condense.condensation.config import RunConfig
-from condense.condensation.warm_start import starting_images, with_digest
+from condense.condensation.warm_start import pin_start, starting_images
 from condense.data.sources import open_source
 from condense.errors import ConfigError, DatasetError
 from condense.settings import resolve
@@ -55,14 +55,14 @@ def test_a_run_is_what_its_set_holds_wherever_the_file_is(
 ) -> None:
     _, path = earlier
     copied = Path(shutil.copy(path, tmp_path / "copied.parquet"))
-    one, two = with_digest(from_set(path)), with_digest(from_set(copied))
+    one, two = pin_start(from_set(path)), pin_start(from_set(copied))
     assert one.identity() == two.identity()
     assert one.identity() not in (from_set(path).identity(), config("images_per_class=2").identity())
-    assert with_digest(one) == one
+    assert pin_start(one) == one
     other = write_dataset(tmp_path / "other.parquet", run(from_set(path)))
-    assert with_digest(from_set(other)).identity() != one.identity()
+    assert pin_start(from_set(other)).identity() != one.identity()
     with pytest.raises(ConfigError, match=r"images.init_digest asks for"):
-        with_digest(from_set(other, f"images.init_digest={one.images.init_digest}"))
+        pin_start(from_set(other, f"images.init_digest={one.images.init_digest}"))
 
 
 WRONG = {
@@ -87,7 +87,7 @@ def test_what_is_no_set_is_one_error_before_anything_is_written(condense: Comman
     assert (ended.code, "none.parquet does not exist" in ended.err) == (2, True)
     assert not list(tmp_path.rglob("*.parquet"))
     with pytest.raises(DatasetError):
-        with_digest(from_set(tmp_path / "none.parquet"))
+        pin_start(from_set(tmp_path / "none.parquet"))
     with pytest.raises(ConfigError, match="unknown init 'tile'"):
         resolve(RunConfig, None, ["images.init=tile"])
     with pytest.raises(ConfigError, match="init_digest is of the set"):

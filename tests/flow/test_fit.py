@@ -21,7 +21,7 @@ from condense.seeding import generator
 from condense.settings import validate
 from condense.workers.checkpoints import NoCheckpoints
 from condense.workers.collective import Alone
-from condense.workers.context import Progress, Surroundings
+from condense.workers.context import Progress, WorkerContext
 from condense.workers.tracking import RecordingTracker
 
 HELD_OUT = "held_out_bits_per_dim"
@@ -289,9 +289,9 @@ class Share(Alone):
 def gradients(config: FlowFitConfig, share: Share) -> list[torch.Tensor]:
     """What one worker adds to the gradient of the first step."""
     images = open_source("digits", DataConfig(image_size=16), seed=0).load("train").images
-    around = Surroundings(share, RecordingTracker(), NoCheckpoints(), lambda at: None, torch.device("cpu"))
-    state = fresh_state(config, images, replace(around, collective=Alone()))
-    take_step_(state, config, images, around)
+    context = WorkerContext(share, RecordingTracker(), NoCheckpoints(), lambda at: None, torch.device("cpu"))
+    state = fresh_state(config, images, replace(context, collective=Alone()))
+    take_step_(state, config, images, context)
     return [parameter.grad for parameter in state.flow.parameters() if parameter.grad is not None]
 
 

@@ -131,7 +131,7 @@ def test_a_learners_compiled_logits_and_their_gradients_equal_its_own_layers(cha
     images, labels = drawn(9, channels, 12, 12, seed=6), torch.arange(9) % 4
     exact = copy.deepcopy(network).double()
     wanted = torch.autograd.grad(F.cross_entropy(exact(images.double()), labels), list(exact.parameters()))
-    for logits in (network(images), network.once(images)):
+    for logits in (network(images), network.first_order(images)):
         torch.testing.assert_close(logits.double(), exact(images.double()), rtol=1e-4, atol=1e-5)
         found = torch.autograd.grad(F.cross_entropy(logits, labels), list(network.parameters()))
         for a, b in zip(found, wanted, strict=True):
@@ -170,7 +170,7 @@ def test_gradients_of_the_blocks_gradients_equal_automatic_differentiation_in_fl
 def test_gradients_of_the_blocks_gradients_without_a_compiler_round_bfloat16_little(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("condense.kernels.compiled.built", lambda: None)
+    monkeypatch.setattr("condense.kernels.compiled.load_library", lambda: None)
     found = gradients_of_gradients(fused_block, (12, 12), torch.bfloat16)
     wanted = gradients_of_gradients(block, (12, 12), torch.float64)
     for a, b in zip(found, wanted, strict=True):
@@ -192,7 +192,7 @@ def test_convolutions_and_what_matching_takes_of_them_equal_pytorchs_in_float64(
     images = drawn(groups * each, inputs, height, width)
     weights, bias = drawn(groups, outputs, inputs, 3, 3, seed=1), drawn(outputs, seed=2)
     above, v = drawn(groups * each, outputs, height, width, seed=3), drawn(*weights.shape, seed=4)
-    assert convolutions.convolves(images, weights)
+    assert convolutions.can_convolve(images, weights)
 
     def exactly(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return torch.cat([F.conv2d(part, own, b, padding=1) for part, own in zip(x.split(each), w, strict=True)])
@@ -215,7 +215,7 @@ def test_convolutions_in_bfloat16_are_within_2_percent_of_float32(inputs: int, o
     images, weights = drawn(4, inputs, 7, 9), 0.1 * drawn(2, outputs, inputs, 3, 3, seed=1)
     above = drawn(4, outputs, 7, 9, seed=2)
     images, weights, above = (whole.bfloat16() for whole in (images, weights, above))
-    if not convolutions.convolves(images, weights):
+    if not convolutions.can_convolve(images, weights):
         pytest.skip("the processor does not multiply bfloat16")
     found = convolutions.convolution(images, weights, None), convolutions.weight_gradients(images, above, 2)
     wanted = (
@@ -230,7 +230,7 @@ def test_convolutions_in_bfloat16_are_within_2_percent_of_float32(inputs: int, o
 def test_gradients_that_the_kernels_do_not_have_are_refused() -> None:
     network, images = trained_network(1).requires_grad_(True), drawn(3, 1, 12, 12)
     for loss, refusal in (
-        (network.once(images).square().sum(), "once_differentiable"),
+        (network.first_order(images).square().sum(), "once_differentiable"),
         (network(images).square().sum(), "a norm's own parameters"),
     ):
         gradients = torch.autograd.grad(loss, list(network.parameters()), create_graph=True)
@@ -241,9 +241,9 @@ def test_gradients_that_the_kernels_do_not_have_are_refused() -> None:
 @pytest.fixture
 def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("PATH", "")
-    kernels.built.cache_clear()
+    kernels.load_library.cache_clear()
     yield
-    kernels.built.cache_clear()
+    kernels.load_library.cache_clear()
 
 
 @pytest.mark.usefixtures("_no_compiler")

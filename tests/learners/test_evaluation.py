@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from condense.kernels import compiled as kernels
+from condense.learners import evaluation
 from condense.learners.augment import STRATEGIES, Draw, augment, crop_scale_rotate, draw_transform
 from condense.learners.evaluation import RECIPES, Evaluator, Normalisation, Recipe
 from condense.learners.networks import MLP, ConvNet, NetworkConfig, build_network, initialise_
-from condense.learners import evaluation
 from condense.synthetic import controls
 from condense.workers.collective import Alone
 from condense.workers.context import local_device
@@ -81,7 +81,7 @@ def test_the_same_seed_gives_the_same_accuracies_whatever_else_is_trained(
 def test_stacked_learners_equal_the_same_learners_one_by_one(
     network: NetworkConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "built", lambda: None)  # as on a GPU, where learners are stacked
+    monkeypatch.setattr(kernels, "load_library", lambda: None)  # as on a GPU, where learners are stacked
     images, labels = toy(30, 0)
     made = evaluator(QUICK, network)
     together = made._trained(images, labels, range(3), None).parameters
@@ -162,9 +162,9 @@ def test_crop_scale_rotate_shifts_scales_or_rotates_each_image_about_its_middle(
     scaled = rectangle & ~shifted & ((height != 13) | (width != 9))
     assert (float(height[scaled].min()), float(height[scaled].max())) == (11, 15)
     assert (float(width[scaled].min()), float(width[scaled].max())) == (7, 11)
-    turned = ~rectangle
-    assert float(width[turned].max()) >= 14  # 45 degrees: (13 + 9) / sqrt(2), cut at half a pixel
-    for kind in (shifted, scaled, turned):
+    transposed = ~rectangle
+    assert float(width[transposed].max()) >= 14  # 45 degrees: (13 + 9) / sqrt(2), cut at half a pixel
+    for kind in (shifted, scaled, transposed):
         assert 0.15 < float(kind.float().mean()) < 0.4
 
 

@@ -19,13 +19,13 @@ from condense.condensation.config import RunConfig
 from condense.condensation.loop import condense
 from condense.errors import CapacityError, ConfigError, NonFiniteError
 from condense.learners.evaluation import Recipe
-from condense.learners.evaluation_process import Beside
+from condense.learners.evaluation_process import EvaluationProcess
 from condense.settings import resolve
 from condense.synthetic.dataset import CondensedDataset
 from condense.workers import checkpoints
 from condense.workers.checkpoints import Checkpoints, LocalCheckpoints, NoCheckpoints
 from condense.workers.collective import Alone
-from condense.workers.context import Progress, Surroundings
+from condense.workers.context import Progress, WorkerContext
 from condense.workers.tracking import RecordingTracker
 from tests.condensation.test_loop import KilledAfter, KilledError, config, run
 from tests.conftest import QUICKSTART
@@ -99,8 +99,8 @@ def told_of(
         if ACCURACY in at.values:
             told.append(at)
 
-    around = Surroundings(Alone(), tracker, keep or NoCheckpoints(), progress, torch.device("cpu"))
-    condense(config(*RUN, "evaluation.beside=true", *overrides), around)
+    context = WorkerContext(Alone(), tracker, keep or NoCheckpoints(), progress, torch.device("cpu"))
+    condense(config(*RUN, "evaluation.beside=true", *overrides), context)
     return told
 
 
@@ -158,7 +158,7 @@ def test_evaluations_whose_process_is_killed_are_made_in_the_way_and_it_is_said(
 
 def test_evaluations_come_in_order_and_one_that_diverges_is_an_error() -> None:
     wild = evaluator(Recipe("wild", epochs=20, augmentation="none", learning_rate=1e30))
-    with closing(Beside(wild, 1, toy(20, 1), torch.device("cpu"))) as beside:
+    with closing(EvaluationProcess(wild, 1, toy(20, 1), torch.device("cpu"))) as beside:
         for step in (1, 2, 3):
             beside.ask(step, *toy(20, 0))
         assert not list(beside.arrived())
@@ -168,12 +168,12 @@ def test_evaluations_come_in_order_and_one_that_diverges_is_an_error() -> None:
 
 
 def test_what_the_process_has_no_memory_for_is_evaluated_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(beside: Beside, packed: Any) -> None:
+    def refused(beside: EvaluationProcess, packed: Any) -> None:
         raise CapacityError("out of memory in testing learners: of the GPU")
 
-    monkeypatch.setattr(Beside, "_call", refused)
+    monkeypatch.setattr(EvaluationProcess, "_call", refused)
     quick = evaluator(QUICK)
-    with closing(Beside(quick, 2, toy(200, 1), torch.device("cpu"))) as beside:
+    with closing(EvaluationProcess(quick, 2, toy(200, 1), torch.device("cpu"))) as beside:
         for step in (1, 2):
             beside.ask(step, *toy(20, 0))
         found = dict(beside.waited())
@@ -183,8 +183,8 @@ def test_what_the_process_has_no_memory_for_is_evaluated_here(monkeypatch: pytes
 
 
 def of_two_workers(workers: Threads, *overrides: str) -> CondensedDataset:
-    around = Surroundings(workers, RecordingTracker(), NoCheckpoints(), lambda at: None, torch.device("cpu"))
-    return condense(config(*RUN, "evaluation.test=false", *overrides), around)
+    context = WorkerContext(workers, RecordingTracker(), NoCheckpoints(), lambda at: None, torch.device("cpu"))
+    return condense(config(*RUN, "evaluation.test=false", *overrides), context)
 
 
 def test_all_workers_know_what_the_process_of_the_first_has_found() -> None:
@@ -195,10 +195,10 @@ def test_all_workers_know_what_the_process_of_the_first_has_found() -> None:
 
 
 def test_all_workers_stop_with_an_error_of_the_process_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverged(beside: Beside, left: int = 0) -> Iterator[Any]:
+    def diverged(beside: EvaluationProcess, left: int = 0) -> Iterator[Any]:
         raise NonFiniteError("a learner diverged")
 
-    monkeypatch.setattr(Beside, "waited", diverged)
+    monkeypatch.setattr(EvaluationProcess, "waited", diverged)
 
     def stopped(workers: Threads) -> None:
         with pytest.raises(NonFiniteError, match="a learner diverged"):

@@ -53,7 +53,7 @@ def slow_discrepancy(net: Learner, real: Tensor, synthetic: Tensor) -> Tensor:
 def test_distances_and_image_gradients_equal_the_slow_loop(
     name: str, distance: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("condense.workers.devices.CPU_AT_ONCE", 3)
+    monkeypatch.setattr("condense.workers.devices.CPU_NETWORK_BATCH", 3)
     net, classes = network(name), torch.arange(CLASSES)
     real, synthetic = images(REAL, 2), images(IPC, 3).requires_grad_()
     objective = build_objective("distribution", distance=distance, precision=torch.float64)

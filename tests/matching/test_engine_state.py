@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from condense.matching.engine_state import image_state, restore_images_
+from condense.matching.engine_state import gather_state, restore_state_
 from condense.synthetic.synthetic_set import ImagesConfig
 from condense.workers.checkpoints import Checkpoint
 from condense.workers.collective import Alone
@@ -25,13 +25,13 @@ def test_a_restored_worker_gathers_in_the_order_of_every_other_whatever_that_of_
     images = ImagesConfig(parameterisation="pyramid")
     made = engine(images=images)
     made.outer_step(0)
-    tensors, scalars = image_state(made, Alone())
+    tensors, scalars = gather_state(made, Alone())
     orders = []
     for names in (list(tensors), list(reversed(tensors))):
         other, noted = engine(images=images), Noting()
         checkpoint = Checkpoint(1, "identity", {name: tensors[name].clone() for name in names}, scalars)
-        restore_images_(other, checkpoint, slice(0, CLASSES))
-        found, _ = image_state(other, noted)
+        restore_state_(other, checkpoint, slice(0, CLASSES))
+        found, _ = gather_state(other, noted)
         assert found.keys() == tensors.keys()
         assert all(torch.equal(found[name], tensors[name]) for name in tensors)
         orders.append(noted.gathered)

@@ -12,8 +12,8 @@ CLASSES, REAL, IPC, SHAPE = 3, 7, 2, (2, 8, 8)
 
 
 def network(name: str = "convnet", dtype: torch.dtype = torch.float64, width: int = 5) -> nn.Module:
-    built = build_network(NetworkConfig(name=name, width=width, depth=2), SHAPE, CLASSES)  # type: ignore[arg-type]
-    return initialise_(built, torch.Generator().manual_seed(1)).to(dtype).requires_grad_(False)
+    load_library = build_network(NetworkConfig(name=name, width=width, depth=2), SHAPE, CLASSES)  # type: ignore[arg-type]
+    return initialise_(load_library, torch.Generator().manual_seed(1)).to(dtype).requires_grad_(False)
 
 
 def images(count: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -75,7 +75,7 @@ def test_float32_image_gradients_stay_within_1e_4_of_float64(width: int) -> None
 def test_real_gradients_in_pieces_equal_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     net, classes, real = network(dtype=torch.float32), torch.arange(CLASSES), images(REAL, 2, torch.float32)
     whole = class_gradients(net, real, classes, create_graph=False)
-    monkeypatch.setattr("condense.workers.devices.CPU_AT_ONCE", 2 * CLASSES)
+    monkeypatch.setattr("condense.workers.devices.CPU_NETWORK_BATCH", 2 * CLASSES)
     for a, b in zip(real_gradients(net, real, classes, torch.float32).tensors, whole.tensors, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
@@ -96,7 +96,7 @@ def test_bfloat16_image_gradients_point_where_float32_ones_do(
     width: int, name: str, compiler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if compiler == "none":
-        monkeypatch.setattr("condense.kernels.compiled.built", lambda: None)
+        monkeypatch.setattr("condense.kernels.compiled.load_library", lambda: None)
     net, classes, real = network(dtype=torch.float32, width=width), torch.arange(CLASSES), images(64, 2, torch.float32)
     found = []
     for precision in (torch.float32, torch.bfloat16):

@@ -28,7 +28,7 @@ from condense.workers.collective import (
     mesh_shape,
     most_workers,
 )
-from condense.workers.context import Surroundings
+from condense.workers.context import WorkerContext
 from condense.workers.tracking import RecordingTracker
 from tests.condensation.test_loop import KilledAfter, KilledError
 from tests.matching.test_engine import CLASSES, PLAIN, QuadraticDensity, engine
@@ -146,7 +146,7 @@ def config(*overrides: str) -> RunConfig:
 
 def run(of: RunConfig, collective: Collective, keep: Checkpoints | None = None) -> CondensedDataset:
     cpu = torch.device("cpu")
-    return condense(of, Surroundings(collective, RecordingTracker(), keep or NoCheckpoints(), lambda at: None, cpu))
+    return condense(of, WorkerContext(collective, RecordingTracker(), keep or NoCheckpoints(), lambda at: None, cpu))
 
 
 @pytest.fixture(scope="module")

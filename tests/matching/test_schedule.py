@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from condense.condensation.config import RunConfig
-from condense.condensation.time_budget import seconds_of
+from condense.condensation.time_budget import parse_duration
 from condense.errors import ConfigError
 from condense.matching.schedule import Schedule
 from condense.settings import resolve
@@ -70,13 +70,13 @@ def test_a_schedule_comes_back_from_its_scalars() -> None:
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("45", 45)])
 def test_a_budget_is_read_as_people_write_it(text: str, seconds: float) -> None:
-    assert seconds_of(text) == seconds
+    assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "ten", "0m", "10x", "-5m"])
 def test_what_is_no_budget_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="no time to work with"):
-        seconds_of(text)
+        parse_duration(text)
 
 
 @pytest.mark.parametrize("key", ["time_budget_s=60", "evaluation.patience=2"])

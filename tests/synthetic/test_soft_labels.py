@@ -19,12 +19,12 @@ from condense.synthetic.dataset import CondensedDataset, CondensedImages, read_d
 from condense.synthetic.soft_labels import from_codes, initial_logits, label_bits, label_codes, soft_labels
 from condense.synthetic.synthetic_set import ImagesConfig
 from condense.workers.collective import Alone, build_mesh, class_slice
-from condense.workers.context import Surroundings
+from condense.workers.context import WorkerContext
 from condense.workers.tracking import RecordingTracker
+from tests.condensation.test_loop import KilledAfter, KilledError, LocalCheckpoints, NoCheckpoints, config, run
 from tests.learners import test_evaluation
 from tests.matching import test_engine
 from tests.matching import test_learner_training as test_learners
-from tests.condensation.test_loop import KilledAfter, KilledError, LocalCheckpoints, NoCheckpoints, config, run
 from tests.matching.test_gradient import CLASSES, IPC, REAL, images, network, slow_distance, slow_gradients
 from tests.threads import on_threads
 
@@ -211,14 +211,14 @@ def whole() -> CondensedDataset:
 
 def test_two_workers_gather_the_set_that_one_makes(whole: CondensedDataset) -> None:
     def condensed(collective: object) -> CondensedDataset:
-        around = Surroundings(
+        context = WorkerContext(
             collective,  # type: ignore[arg-type]
             RecordingTracker(),
             NoCheckpoints(),
             lambda at: None,
             torch.device("cpu"),
         )
-        return condense(config(*SOFT), around)
+        return condense(config(*SOFT), context)
 
     made = on_threads(2, condensed)
     assert made[0].provenance["content_digest"] == made[1].provenance["content_digest"]

@@ -12,7 +12,7 @@ from PIL import Image
 from condense.errors import ConfigError
 from tuning import report
 from tuning.importance import importance
-from tuning.journal import EVENTS, Journal, Start, Trial, opened
+from tuning.journal import EVENTS, Journal, Start, Trial, open_journal
 from tuning.score import Point
 from tuning.space import EarlyStopping, SearchConfig
 from tuning.stopping import dominated_by
@@ -34,7 +34,7 @@ def finish(journal: Journal, weight: float, ipc: int, accuracy: float, bits: flo
 
 
 def test_events_survive_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
-    with opened(search(tmp_path), resume=False) as journal:
+    with open_journal(search(tmp_path), resume=False) as journal:
         finish(journal, 5.0, 1, 70.0, 1e4)
         unfinished = journal.suggested({"bits_weight": 2.0, "images_per_class": 2}, "b")
         journal.point(unfinished.number, 2, Point(30.0, 1e5))
@@ -43,7 +43,7 @@ def test_events_survive_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
     path = tmp_path / "tiny" / EVENTS
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"event": "finished", "tri')
-    with opened(search(tmp_path), resume=True) as journal:
+    with open_journal(search(tmp_path), resume=True) as journal:
         assert journal.trials == trials
         assert journal.parent_run == "run"
         assert [trial.status for trial in journal.trials.values()] == ["finished", "running"]
@@ -53,19 +53,22 @@ def test_events_survive_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
 
 
 def test_a_search_is_begun_once_resumed_unchanged_and_by_one_process(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no search 'tiny'"), opened(search(tmp_path), resume=True):
+    with pytest.raises(ConfigError, match="no search 'tiny'"), open_journal(search(tmp_path), resume=True):
         pass
-    with opened(search(tmp_path), resume=False):
-        with pytest.raises(ConfigError, match="at work in another process"), opened(search(tmp_path), resume=True):
+    with open_journal(search(tmp_path), resume=False):
+        with (
+            pytest.raises(ConfigError, match="at work in another process"),
+            open_journal(search(tmp_path), resume=True),
+        ):
             pass
-        with pytest.raises(ConfigError, match="already"), opened(search(tmp_path), resume=False):
+        with pytest.raises(ConfigError, match="already"), open_journal(search(tmp_path), resume=False):
             pass
     before = {path: path.read_bytes() for path in (tmp_path / "tiny").iterdir()}
     changed = search(tmp_path, space={**SPACE, "images_per_class": {"choice": [1, 3]}})
-    with pytest.raises(ConfigError, match=r"space.images_per_class.choice"), opened(changed, resume=True):
+    with pytest.raises(ConfigError, match=r"space.images_per_class.choice"), open_journal(changed, resume=True):
         pass
     assert {path: path.read_bytes() for path in (tmp_path / "tiny").iterdir()} == before
-    with opened(search(tmp_path, trials=9, concurrent=1, time_budget_s=5), resume=True):
+    with open_journal(search(tmp_path, trials=9, concurrent=1, time_budget_s=5), resume=True):
         pass
 
 
@@ -96,19 +99,19 @@ def test_a_trial_is_stopped_where_another_is_better_at_the_same_step_by_the_marg
 
 
 def test_suggestions_begin_with_what_was_interrupted_repeat_nothing_and_end_with_the_space(tmp_path: Path) -> None:
-    from tuning.samplers import Suggestions
+    from tuning.samplers import JournalSearcher
 
     small = search(tmp_path, space={"images_per_class": {"choice": [1, 2, 3]}}, sampler="random")
-    with opened(small, resume=False) as journal:
-        first = Suggestions(small, journal, {"workers": 0})
+    with open_journal(small, resume=False) as journal:
+        first = JournalSearcher(small, journal, {"workers": 0})
         one, two = first.suggest("a"), first.suggest("b")
         assert isinstance(one, dict)
         assert isinstance(two, dict)
         assert one["config"]["evaluation"]["test"] is False
         journal.finished(one["number"], {"accuracy": 50.0, "bits": 1e4})
         first.on_trial_complete("a", {})
-    with opened(small, resume=True) as journal:
-        again = Suggestions(small, journal, {"workers": 0})
+    with open_journal(small, resume=True) as journal:
+        again = JournalSearcher(small, journal, {"workers": 0})
         assert again.suggest("c") == two
         journal.stopped(two["number"], "hopeless")
         again.on_trial_complete("c", {})
@@ -123,14 +126,14 @@ def test_suggestions_begin_with_what_was_interrupted_repeat_nothing_and_end_with
 
 
 def test_a_grid_gives_every_combination_once_also_when_it_goes_on(tmp_path: Path) -> None:
-    from tuning.samplers import Suggestions
+    from tuning.samplers import JournalSearcher
 
     space = {"bits_weight": {"choice": [1.0, 10.0, 100.0]}, "images_per_class": {"choice": [1, 2]}}
     wanted = {(weight, ipc) for weight in (1.0, 10.0, 100.0) for ipc in (1, 2)}
     named = search(tmp_path, space=space, sampler="grid", trials=9)
     for resume in (False, True):
-        with opened(named, resume=resume) as journal:
-            suggestions = Suggestions(named, journal, {"workers": 0})
+        with open_journal(named, resume=resume) as journal:
+            suggestions = JournalSearcher(named, journal, {"workers": 0})
             for count in range(3 if not resume else 9):
                 task = suggestions.suggest(str(count))
                 if task == "FINISHED":
@@ -145,15 +148,15 @@ def test_a_grid_gives_every_combination_once_also_when_it_goes_on(tmp_path: Path
 
 
 def test_a_warm_trial_starts_from_the_nearest_set_of_its_kind_does_fewer_steps_and_stays_so(tmp_path: Path) -> None:
-    from tuning.samplers import Suggestions
+    from tuning.samplers import JournalSearcher
 
     space = {"bits_weight": {"choice": [1.0, 10.0, 25.0, 400.0]}, "images_per_class": {"choice": [1, 2]}}
     base = {"source": "digits", "outer_steps": 30, "images": {"learning_rate": 0.2}}
     rule = {"steps": 0.4, "rate": 0.25}
     warm = search(tmp_path, space=space, base=base, sampler="grid", trials=8, warm_start=rule)
     tasks = {}
-    with opened(warm, resume=False) as journal:
-        suggestions = Suggestions(warm, journal, {"workers": 0})
+    with open_journal(warm, resume=False) as journal:
+        suggestions = JournalSearcher(warm, journal, {"workers": 0})
         for count in range(8):
             task = suggestions.suggest(str(count))
             assert isinstance(task, dict)
@@ -189,22 +192,22 @@ def test_a_warm_trial_starts_from_the_nearest_set_of_its_kind_does_fewer_steps_a
         assert run["images"]["init"] == f"set:/sets/{nearest}/data.parquet"
         assert run["images"]["init_digest"] == f"digest{nearest}"
     assert starts == 2  # weights 10 and 25 of each number of images
-    with opened(warm, resume=True) as journal:
+    with open_journal(warm, resume=True) as journal:
         assert journal.trials == trials
-        again = Suggestions(warm, journal, {"workers": 0})
+        again = JournalSearcher(warm, journal, {"workers": 0})
         assert again.suggest("again") == tasks[7]
         assert again.suggest("more") == "FINISHED"
 
 
 def test_steps_of_a_warm_trial_count_from_where_its_start_had_come(tmp_path: Path) -> None:
-    from tuning.trial_events import Stopping
+    from tuning.trial_events import EarlyStopper
 
     warm = search(tmp_path, warm_start={}, early_stopping={"grace": 0.5, "margin": 3})
-    with opened(warm, resume=False) as journal:
+    with open_journal(warm, resume=False) as journal:
         finish(journal, 5.0, 1, 70.0, 1e4)
         journal.point(0, 8, Point(69.0, 2e4))
         trial = journal.suggested({"bits_weight": 6.0, "images_per_class": 1}, "b", Start(0, "file", "digest", 5))
-        stopping = Stopping(warm, journal, lambda: None)
+        stopping = EarlyStopper(warm, journal, lambda: None)
         decided = stopping._decide(trial.number, {"outer_steps": 5}, {"step": 3, "accuracy": 60.0, "bits": 3e4})
         assert decided == "STOP"
         assert set(trial.points) == {8}
@@ -214,7 +217,7 @@ def test_steps_of_a_warm_trial_count_from_where_its_start_had_come(tmp_path: Pat
 @pytest.mark.parametrize("count", [6, 20])
 def test_the_field_that_decides_is_the_important_one(count: int, tmp_path: Path) -> None:
     wide = search(tmp_path, trials=count)
-    with opened(wide, resume=False) as journal:
+    with open_journal(wide, resume=False) as journal:
         for index in range(count):
             ipc = 1 + (index // 2) % 2
             weight = 1.0 + 90.0 * ((7 * index) % count) / count
@@ -227,7 +230,7 @@ def test_the_field_that_decides_is_the_important_one(count: int, tmp_path: Path)
 
 def test_the_files_of_a_search_show_every_trial_and_need_no_network(tmp_path: Path) -> None:
     named = search(tmp_path, mode="best-under-budget", kilobits=15)
-    with opened(named, resume=False) as journal:
+    with open_journal(named, resume=False) as journal:
         cheap, dear = finish(journal, 50.0, 1, 60.0, 1e4), finish(journal, 2.0, 2, 90.0, 4e4)
         finish(journal, 4.0, 1, 55.0, 2e4)
         journal.failed(journal.suggested({"bits_weight": 1.0, "images_per_class": 1}, "x").number, "no </script> luck")

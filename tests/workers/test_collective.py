@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from condense.errors import SourceError
-from condense.workers.collective import GLOO_THREAD, Alone, ProcessGroup, agree, build_mesh
+from condense.workers.collective import GLOO_THREAD, Alone, ProcessGroup, build_mesh, raise_together
 
 CPU = torch.device("cpu")
 
@@ -32,11 +32,11 @@ def _worker(rank: int, file: str) -> None:
     # One row on worker 0, two on worker 1.
     mine = torch.arange(2 * (rank + 1)).view(rank + 1, 2)
     assert group.gather(mine).tolist() == [[0, 1], [0, 1], [2, 3]]
-    agree(group, None, CPU)
+    raise_together(group, None, CPU)
     failure = SourceError("row 7 of a.parquet cannot be read", "copy it again") if rank == 1 else None
-    with pytest.raises(SourceError, match="row 7") as told:
-        agree(group, failure, CPU)
-    assert told.value.remedy == "copy it again"
+    with pytest.raises(SourceError, match="row 7") as gather_text:
+        raise_together(group, failure, CPU)
+    assert gather_text.value.remedy == "copy it again"
     dist.destroy_process_group()
 
 
@@ -70,6 +70,6 @@ def test_one_process_is_the_identity() -> None:
     alone, rows = Alone(), torch.ones(3)
     assert alone.sum_(rows) is rows
     assert alone.gather(rows) is rows
-    agree(alone, None, CPU)
+    raise_together(alone, None, CPU)
     with pytest.raises(SourceError):
-        agree(alone, SourceError("bad"), CPU)
+        raise_together(alone, SourceError("bad"), CPU)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from condense.errors import CapacityError
-from condense.workers.capacity import LOWER, TESTING, told_what_to_lower
+from condense.workers.capacity import LOWER, TESTING, explain_out_of_memory
 from condense.workers.stopwatch import Stopwatch
 from tests.conftest import QUICKSTART, TINY
 
@@ -55,7 +55,7 @@ def test_every_part_of_a_step_has_a_setting_to_lower(tmp_path: Path) -> None:
 def test_a_gpu_without_memory_is_told_and_other_failures_are_left_alone() -> None:
     watch = Stopwatch(torch.device("cpu"))
     refused = pytest.raises(CapacityError, match="out of memory in bits: CUDA out of memory")
-    with refused, told_what_to_lower(lambda: watch.running), watch.part("bits"):
+    with refused, explain_out_of_memory(lambda: watch.running), watch.part("bits"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-    with pytest.raises(RuntimeError, match="shapes"), told_what_to_lower(lambda: TESTING):
+    with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory(lambda: TESTING):
         raise RuntimeError("shapes do not agree")

@@ -16,11 +16,11 @@ import torch.multiprocessing as mp
 
 from condense.errors import ClusterError
 from condense.kernels import compiled as kernels
-from condense.workers.collective import ProcessGroup, told
+from condense.workers.collective import ProcessGroup, gather_text
 from condense.workers.shared_sum import SharedSum, share_memory
 
 pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux") or kernels.built() is None, reason="needs Linux and a C compiler"
+    not sys.platform.startswith("linux") or kernels.load_library() is None, reason="needs Linux and a C compiler"
 )
 COUNTS = (1, 2, 1000, 262144, 700001)  # less than one number each, and more than one piece
 
@@ -51,12 +51,12 @@ def _worker(rank: int, file: str, size: int) -> None:
 
 
 def share(group: ProcessGroup, **options: float) -> SharedSum | None:
-    return share_memory(group.rank, group.size, partial(told, group, device=torch.device("cpu")), **options)
+    return share_memory(group.rank, group.size, partial(gather_text, group, device=torch.device("cpu")), **options)
 
 
 def _one_lacks_the_kernels(group: ProcessGroup) -> None:
-    built = None if group.rank == 1 else kernels.built()
-    with patch.object(kernels, "built", return_value=built):
+    library = None if group.rank == 1 else kernels.load_library()
+    with patch.object(kernels, "load_library", return_value=library):
         assert share(group) is None
 
 

@@ -23,7 +23,7 @@ from condense.errors import CheckpointError, ConfigError, OutputError
 from condense.settings import resolve
 from condense.workers.checkpoints import Checkpoint, Checkpoints, NoCheckpoints
 from condense.workers.collective import Alone
-from condense.workers.context import Surroundings
+from condense.workers.context import WorkerContext
 from condense.workers.storage import MARK, Storage, StoredCheckpoints, file_name
 from condense.workers.tracking import NullTracker
 from tests.condensation.test_loop import TINY, KilledError
@@ -299,8 +299,8 @@ def test_a_run_on_s3_that_is_killed_goes_on_to_the_same_digest(bucket: Served) -
 
     def digest(keep: Checkpoints) -> str:
         config = resolve(RunConfig, None, (*TINY, "evaluation.controls=false"))
-        around = Surroundings(Alone(), NullTracker(), keep, lambda at: None, torch.device("cpu"))
-        return str(condense(config, around).provenance["content_digest"])
+        context = WorkerContext(Alone(), NullTracker(), keep, lambda at: None, torch.device("cpu"))
+        return str(condense(config, context).provenance["content_digest"])
 
     dying = KilledAfterTwo(bucket.uri, "run")
     dying.mark("now")

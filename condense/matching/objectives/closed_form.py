@@ -86,7 +86,7 @@ def _gradients(
     if compiled:
         hidden, *statistics = thin.first_block(images, weights[0], bias, *norms[0])
     for (conv, _), weight, norm in list(zip(network.blocks, weights, norms, strict=True))[compiled:]:
-        if convolutions.convolves(hidden, weight):
+        if convolutions.can_convolve(hidden, weight):
             activation = convolutions.convolution(hidden, weight[None], conv.bias)
         else:
             activation = F.conv2d(hidden, weight, conv.bias, padding=1).contiguous(memory_format=torch.channels_last)
@@ -102,10 +102,10 @@ def _gradients(
         inputs, activation, mean, rstd = kept[level - compiled]
         gamma, beta, _ = norms[level]
         to_activation, _, _ = kernels.norm_relu_pool_gradient(activation, gradient, gamma, beta, mean, rstd)
-        if convolutions.convolves(inputs, weights[level]):
+        if convolutions.can_convolve(inputs, weights[level]):
             found.append(convolutions.weight_gradients(inputs, to_activation, 1)[0])
             if level > 0:
-                gradient = convolutions.convolution(to_activation, convolutions.turned(weights[level][None]), None)
+                gradient = convolutions.convolution(to_activation, convolutions.transposed(weights[level][None]), None)
             continue
         wanted = [level > 0, True, False]
         gradient, to_weight, _ = torch.ops.aten.convolution_backward(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from condense.errors import ConfigError
 from condense.learners.networks import Learner, in_precision
-from condense.workers.devices import images_at_once
+from condense.workers.devices import network_batch
 
 
 class DistributionMatching:
@@ -43,7 +43,7 @@ class DistributionMatching:
     def target(self, network: Learner, real: Tensor, classes: Tensor) -> Tensor:
         """Of real images (C, B, channels, H, W) the mean embeddings (C, features), or all (C, B, features), in
         float32; no graph is kept."""
-        cast, parts = in_precision(network, self.precision), real.flatten(0, 1).split(images_at_once(real.device))
+        cast, parts = in_precision(network, self.precision), real.flatten(0, 1).split(network_batch(real.device))
         with torch.no_grad():
             embedded = torch.cat([cast.embed(part.to(self.precision)).float() for part in parts])
             by_class = embedded.view(*real.shape[:2], -1)

@@ -25,7 +25,7 @@ from condense.kernels import compiled as kernels
 from condense.kernels import convolution as convolutions
 from condense.learners.networks import ConvNet, in_precision
 from condense.matching.objectives.closed_form import Product, convnet_gradients
-from condense.workers.devices import images_at_once
+from condense.workers.devices import network_batch
 
 
 class ClassGradients(NamedTuple):
@@ -121,7 +121,7 @@ def class_gradients(network: nn.Module, images: Tensor, classes: Tensor, *, crea
         if not create_graph:
             inputs = inputs.detach()
         if isinstance(layer, nn.Conv2d):
-            if convolutions.convolves(inputs, layer.weight):
+            if convolutions.can_convolve(inputs, layer.weight):
                 weight = fused.weight_gradients(inputs, gradient, count)
             else:
                 weight = _ConvolutionGradient.apply(inputs, gradient, count, layer.kernel_size, layer.padding)
@@ -137,7 +137,7 @@ def real_gradients(network: nn.Module, images: Tensor, classes: Tensor, precisio
     count, per_class = images.shape[:2]
     if isinstance(network, ConvNet) and kernels.available(images, precision, network.blocks[0][0].out_channels):
         return ClassGradients(convnet_gradients(network, images.to(precision), classes))
-    piece = max(1, images_at_once(images.device) // count)
+    piece = max(1, network_batch(images.device) // count)
     total: list[Tensor] = []
     for part in images.split(piece, dim=1):
         share = part.shape[1] / per_class
