@@ -25,15 +25,17 @@ from typing import Any
 import torch
 
 from benchmarks.rows import append, finished
-from condense.learners.evaluation import Normalisation
+from condense.data.normalisation import Normalisation
 from condense.learners.networks import NetworkConfig, build_network
 from condense.matching.config import MatchingConfig
 from condense.matching.engine import Engine
 from condense.matching.objectives import build_objective
 from condense.matching.schedule import Schedule
-from condense.synthetic.synthetic_set import ImagesConfig, initial_set
-from condense.workers.collective import Alone, build_mesh
+from condense.synthetic.config import ImagesConfig
+from condense.synthetic.synthetic_set import initial_set
+from condense.workers.collective import Alone
 from condense.workers.memory import keep_freed_memory
+from condense.workers.mesh import build_mesh
 
 SHAPES = {"mnist": (1, 28, 28), "cifar": (3, 32, 32)}
 CLASSES, REAL, WIDTH = 10, 256, 128

@@ -29,7 +29,8 @@ from condense.learners.networks import NetworkConfig
 from condense.settings import resolve
 from condense.workers.checkpoints import NoCheckpoints
 from condense.workers.collective import Alone
-from condense.workers.context import Progress, WorkerContext, local_device
+from condense.workers.context import Progress, WorkerContext
+from condense.workers.devices import local_device
 from condense.workers.memory import keep_freed_memory
 from condense.workers.tracking import NullTracker
 

@@ -28,11 +28,14 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.rows import tell
+from condense.data.config import DataConfig
 from condense.data.decoding import encode_png
-from condense.data.slices import HeldOut, load_held_out, load_slice, normalisation_of, source_digest
-from condense.data.sources import DataConfig, open_source
-from condense.workers.collective import Alone, build_mesh
+from condense.data.normalisation import normalisation_of
+from condense.data.slices import HeldOut, load_held_out, load_slice, source_digest
+from condense.data.sources import open_source
+from condense.workers.collective import Alone
 from condense.workers.memory import keep_freed_memory
+from condense.workers.mesh import build_mesh
 
 LAYOUTS = ("sorted", "shuffled", "one group")
 PER_CLASS, OWN, SIDE, GROUP = 2600, 4, 64, 1000

@@ -37,13 +37,14 @@ from benchmarks.service import FULL, ROOT
 from condense.condensation.build import build_engine
 from condense.condensation.config import RunConfig
 from condense.condensation.loop import open_checked
-from condense.data.slices import normalisation_of
+from condense.data.normalisation import normalisation_of
 from condense.learners.networks import build_network
 from condense.matching.engine import CLASSES_AT_ONCE
 from condense.settings import resolve
 from condense.synthetic.synthetic_set import initial_set
-from condense.workers.collective import Alone, ProcessGroup, build_mesh, mesh_shape
+from condense.workers.collective import Alone, ProcessGroup
 from condense.workers.memory import keep_freed_memory
+from condense.workers.mesh import build_mesh, mesh_shape
 
 STEPS, EXCHANGES = 3, 200
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from condense.data.sources import DataConfig, open_source
+from condense.data.config import DataConfig
+from condense.data.sources import open_source
 from condense.flow.bits import bits_per_dim
 from condense.flow.store import load_flow
 from condense.kernels import compiled as kernels

@@ -30,11 +30,13 @@ from benchmarks.rows import append, finished
 from condense.condensation.build import build_engine, build_evaluator, build_images
 from condense.condensation.config import RunConfig
 from condense.condensation.loop import open_checked
-from condense.data.slices import load_held_out, load_slice, normalisation_of
+from condense.data.normalisation import normalisation_of
+from condense.data.slices import load_held_out, load_slice
 from condense.pixels import to_float
 from condense.settings import resolve
-from condense.workers.collective import Alone, build_mesh
+from condense.workers.collective import Alone
 from condense.workers.memory import keep_freed_memory
+from condense.workers.mesh import build_mesh
 
 CPU = torch.device("cpu")
 

@@ -17,9 +17,9 @@ from PIL import Image
 
 from condense.errors import DatasetError
 from condense.files import write_whole
+from condense.image_grid import image_grid
 from condense.synthetic.dataset import CondensedDataset, content_digest, write_dataset
 from condense.synthetic.soft_labels import label_bits
-from condense.workers.tracking import image_grid
 
 PARQUET = "data.parquet"
 CARD = "README.md"

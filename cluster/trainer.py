@@ -37,10 +37,11 @@ from condense.errors import (
 )
 from condense.settings import validate
 from condense.synthetic.dataset import CondensedDataset
-from condense.workers.collective import Alone, ProcessGroup, check_mesh, most_workers
+from condense.workers.collective import Alone, ProcessGroup
 from condense.workers.context import Progress, WorkerContext
 from condense.workers.devices import forbid_tf32
 from condense.workers.memory import ONE_HEAP, keep_freed_memory
+from condense.workers.mesh import check_mesh, most_workers
 from condense.workers.storage import StoredCheckpoints, absolute
 from condense.workers.tracking import Tracker
 

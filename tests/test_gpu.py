@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.engine import engine
-from condense.learners.evaluation import Evaluator, Normalisation, Recipe
+from condense.data.normalisation import Normalisation
+from condense.learners.evaluation import Evaluator
 from condense.learners.evaluation_process import EvaluationProcess
 from condense.learners.networks import NetworkConfig, build_network, initialise_
+from condense.learners.recipes import Recipe
 from condense.matching.objectives import OBJECTIVES, build_objective
 from condense.workers.collective import Alone
 from condense.workers.devices import forbid_tf32

@@ -1,4 +1,4 @@
-"""tuning -> cluster -> condense: a file imports only to the right, and condense works where Ray and MLflow are not."""
+"""tuning -> cluster -> condense, and the folders of condense in lines: imports go down, and condense runs alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,24 @@ import pytest
 from condense.synthetic.dataset import read_dataset
 from tests.conftest import QUICKSTART, ROOT, TINY
 
-FRONT_DOOR = "condense.cli.app"
+FRONT_DOORS = ("condense.cli", "condense.api")  # start whichever layer a command or a caller asks for
+
+# The folders and files of condense, from what a person types to what everything stands on. A file imports from its own
+# folder and from the lines below its own; folders of one line never import each other.
+LINES = (
+    {"cli"},
+    {"api"},
+    {"reports"},
+    {"condensation", "simplification", "explanation"},
+    {"matching"},
+    {"synthetic", "learners", "flow"},
+    {"data"},
+    {"workers"},
+    {"kernels"},
+    {"image_grid", "files", "settings", "seeding"},
+    {"pixels", "errors"},
+)
+LINE_OF = {name: line for line, names in enumerate(LINES) for name in names}
 FORBIDDEN = {
     "condense": ("cluster", "tuning", "ray", "mlflow", "optuna", "matplotlib"),
     "cluster": ("tuning", "ray.tune", "optuna"),
@@ -51,7 +68,8 @@ def within(name: str, package: str) -> bool:
 @pytest.mark.parametrize("module", MODULES)
 def test_a_file_imports_only_to_the_right(module: str) -> None:
     forbidden = FORBIDDEN[module.partition(".")[0]]
-    names = imports(MODULES[module], deferred=module != FRONT_DOOR)
+    front_door = any(within(module, door) for door in FRONT_DOORS)
+    names = imports(MODULES[module], deferred=not front_door)
     assert not [name for name in names if any(within(name, package) for package in forbidden)]
 
 
@@ -63,6 +81,23 @@ def imported_modules(module: str) -> set[str]:
         prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
         needed |= {next((prefix for prefix in prefixes if prefix in MODULES), module)}
     return needed - {module}
+
+
+def room(module: str) -> str:
+    """The folder or file of condense that a module is in; empty for condense itself."""
+    return module.removeprefix("condense").removeprefix(".").partition(".")[0]
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if room(module) and within(module, "condense")])
+def test_a_file_of_condense_imports_from_its_own_folder_and_from_the_lines_below(module: str) -> None:
+    own = room(module)
+    others = {room(name) for name in imports(MODULES[module], deferred=True) if within(name, "condense")} - {own}
+    known = {name for name in others if name in LINE_OF}  # `from condense import __version__` names no room
+    assert not [name for name in known if LINE_OF[name] <= LINE_OF[own]]
+
+
+def test_every_folder_and_file_of_condense_is_in_a_line() -> None:
+    assert {room(module) for module in MODULES if within(module, "condense")} - {""} <= LINE_OF.keys()
 
 
 def test_files_import_each_other_in_one_direction() -> None:
@@ -83,7 +118,7 @@ main()
 
 
 def test_condense_imports_and_runs_where_ray_and_mlflow_are_not_installed(tmp_path: Path) -> None:
-    modules = [module for module in MODULES if within(module, "condense") and module != FRONT_DOOR]
+    modules = [module for module in MODULES if within(module, "condense")]
     ended = subprocess.run(
         [sys.executable, "-c", ALONE, ",".join(modules), "run", QUICKSTART, *TINY],
         cwd=tmp_path,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cluster.report import PARQUET
 from condense.condensation.config import RunConfig
-from condense.synthetic.synthetic_set import FROM_SET
+from condense.synthetic.config import FROM_SET
 from tuning.journal import Start, Trial
 from tuning.space import SearchConfig
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.functional import gaussian_blur
 
-from condense.data.sources import DataConfig, open_source
+from condense.data.config import DataConfig
+from condense.data.sources import open_source
 from condense.flow.caution import odd_images
 from condense.flow.mixture import to_channels
 from condense.pixels import to_float, to_uint8

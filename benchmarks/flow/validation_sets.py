@@ -11,7 +11,8 @@ from validation_images import blurred
 
 from condense.condensation.config import RunConfig
 from condense.condensation.in_process import run
-from condense.data.sources import DataConfig, open_source
+from condense.data.config import DataConfig
+from condense.data.sources import open_source
 from condense.settings import validate
 from condense.synthetic.controls import jpeg, kmeans_real, random_real
 from condense.synthetic.dataset import CondensedDataset, read_dataset, write_dataset

@@ -143,7 +143,7 @@ def evaluate(
 ) -> None:
     """Train fresh networks on a condensed dataset and compare with the accuracy that its card states, if any."""
     from condense.condensation.reproduce import evaluate_dataset
-    from condense.learners.evaluation import RECIPES
+    from condense.learners.recipes import RECIPES
     from condense.reports import console
     from condense.workers.memory import keep_freed_memory
 

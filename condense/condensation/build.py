@@ -9,17 +9,19 @@ from torch import Tensor
 
 from condense.condensation.config import RunConfig
 from condense.condensation.warm_start import starting_images, starting_labels
+from condense.data.normalisation import Normalisation
 from condense.data.sources import DataSource
 from condense.flow.bits import Density
 from condense.flow.precision import at_precision
-from condense.learners.evaluation import RECIPES, Evaluator, Normalisation
+from condense.learners.evaluation import Evaluator
 from condense.learners.networks import build_network
+from condense.learners.recipes import RECIPES
 from condense.matching.engine import Engine
 from condense.matching.objectives import build_objective
 from condense.matching.schedule import Schedule
 from condense.synthetic.soft_labels import initial_logits
 from condense.synthetic.synthetic_set import SyntheticSet, initial_set
-from condense.workers.collective import Mesh
+from condense.workers.mesh import Mesh
 
 
 def build_engine(

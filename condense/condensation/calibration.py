@@ -23,7 +23,7 @@ from condense.condensation.build import build_engine, build_evaluator, build_ima
 from condense.condensation.config import RunConfig
 from condense.condensation.loop import open_checked
 from condense.condensation.pinning import open_flow
-from condense.data.slices import normalisation_of
+from condense.data.normalisation import normalisation_of
 from condense.errors import CapacityError, CondenseError
 from condense.flow.bits import measure
 from condense.learners.evaluation import Evaluator
@@ -35,9 +35,10 @@ from condense.settings import validate
 from condense.synthetic.decoder import decode_uint8
 from condense.workers import checkpoints
 from condense.workers.checkpoints import Checkpoint
-from condense.workers.collective import Alone, build_mesh
-from condense.workers.context import local_device
+from condense.workers.collective import Alone
+from condense.workers.devices import local_device
 from condense.workers.memory import keep_freed_memory
+from condense.workers.mesh import build_mesh
 
 SAMPLE = 256  # real images that are decoded to know what one costs
 ENOUGH_S = 2.0  # of repeated steps behind a mean

@@ -9,14 +9,14 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from condense import settings
-from condense.data.sources import DataConfig
+from condense.data.config import DataConfig
 from condense.flow.precision import Precision
-from condense.learners.evaluation import EvaluationConfig
 from condense.learners.networks import NetworkConfig
+from condense.learners.recipes import EvaluationConfig
 from condense.matching.config import MatchingConfig
 from condense.matching.objectives import OBJECTIVES
 from condense.settings import Settings
-from condense.synthetic.synthetic_set import ImagesConfig
+from condense.synthetic.config import ImagesConfig
 
 # Keys that say where a run works and what it is called, not what it computes: they are not part of its identity.
 PLACES = (

@@ -22,9 +22,9 @@ from condense.condensation.loop import REAL_BITS_IMAGES, open_checked
 from condense.condensation.time_budget import evaluation_interval
 from condense.data.slices import HELD_BYTES
 from condense.data.sources import DataSource
-from condense.learners.evaluation import RECIPES
 from condense.learners.evaluation_process import THREADS
-from condense.workers.collective import mesh_shape, most_workers
+from condense.learners.recipes import RECIPES
+from condense.workers.mesh import mesh_shape, most_workers
 from condense.workers.storage import KEEP
 
 # From runs of the digits on two idle cores of an AMD EPYC, with Ray and without, less two times the imports.

@@ -11,7 +11,8 @@ from condense.condensation.pinning import pin
 from condense.files import check_folder_writable
 from condense.synthetic.dataset import CondensedDataset, write_dataset
 from condense.workers.collective import Alone
-from condense.workers.context import Progress, WorkerContext, local_device
+from condense.workers.context import Progress, WorkerContext
+from condense.workers.devices import local_device
 from condense.workers.memory import keep_freed_memory
 from condense.workers.storage import StoredCheckpoints
 from condense.workers.tracking import NullTracker, Tracker

@@ -24,7 +24,8 @@ from condense.condensation.pinning import open_flow
 from condense.condensation.time_budget import TimeBudget
 from condense.condensation.validation import BITS, Following, Snapshot
 from condense.condensation.warm_start import starting_images
-from condense.data.slices import HeldOut, load_held_out, load_slice, normalisation_of, source_digest
+from condense.data.normalisation import normalisation_of
+from condense.data.slices import HeldOut, load_held_out, load_slice, source_digest
 from condense.data.sources import DataSource, open_source
 from condense.data.splits import check_class_sizes
 from condense.errors import CheckpointError, FlowError
@@ -41,8 +42,9 @@ from condense.synthetic.decoder import check_factor, decode_set
 from condense.synthetic.soft_labels import check_labels, from_codes, label_bits
 from condense.workers.capacity import TESTING, explain_out_of_memory
 from condense.workers.checkpoints import Checkpoint
-from condense.workers.collective import build_mesh, check_mesh, class_slice
-from condense.workers.context import WorkerContext, local_device
+from condense.workers.context import WorkerContext
+from condense.workers.devices import local_device
+from condense.workers.mesh import build_mesh, check_mesh, class_slice
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import condense
 from condense.condensation.config import RunConfig
+from condense.data.normalisation import Normalisation
 from condense.flow.bits import Density, measure, png_bytes
-from condense.learners.evaluation import Normalisation
 from condense.pixels import LEVELS
 
 PACKAGES = ("torch", "torchvision", "numpy", "pyarrow", "ray", "mlflow")

@@ -6,14 +6,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from condense.condensation.config import RunConfig
+from condense.data.normalisation import Normalisation
 from condense.data.slices import HeldOut
 from condense.data.sources import open_source
 from condense.errors import DatasetError
-from condense.learners.evaluation import RECIPES, Evaluation, Evaluator, Normalisation
+from condense.learners.evaluation import Evaluation, Evaluator
+from condense.learners.recipes import RECIPES
 from condense.settings import validate
 from condense.synthetic.dataset import CondensedDataset
-from condense.workers.collective import Alone, build_mesh
-from condense.workers.context import local_device
+from condense.workers.collective import Alone
+from condense.workers.devices import local_device
+from condense.workers.mesh import build_mesh
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 from condense.condensation.config import RunConfig
 from condense.data.sources import DataSource
 from condense.errors import ConfigError
-from condense.learners.evaluation import RECIPES
+from condense.learners.recipes import RECIPES
 from condense.matching.schedule import Schedule
 from condense.workers.collective import Collective
 

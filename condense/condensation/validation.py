@@ -18,6 +18,7 @@ from torch import Tensor
 
 from condense.condensation.config import RunConfig
 from condense.errors import CondenseError
+from condense.image_grid import image_grid
 from condense.learners.evaluation import Evaluation, Evaluator
 from condense.learners.evaluation_process import AT_ONCE, EvaluationProcess
 from condense.matching.schedule import Schedule
@@ -26,7 +27,6 @@ from condense.workers.capacity import TESTING, explain_out_of_memory
 from condense.workers.checkpoints import Checkpoint
 from condense.workers.collective import raise_together
 from condense.workers.context import WorkerContext
-from condense.workers.tracking import image_grid
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from condense.condensation.config import RunConfig
 from condense.data.sources import DataSource
 from condense.errors import ConfigError
+from condense.synthetic.config import FROM_SET
 from condense.synthetic.dataset import CondensedDataset, read_dataset
-from condense.synthetic.synthetic_set import FROM_SET
 
 
 def starting_images(config: RunConfig, source: DataSource) -> Tensor | None:

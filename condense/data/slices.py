@@ -12,12 +12,10 @@ from torch import Tensor
 from condense.data.digests import class_digests, combine_digests
 from condense.data.sources import DataSource, LabelledImages, Split
 from condense.errors import SourceError
-from condense.learners.evaluation import Normalisation
-from condense.pixels import to_float
-from condense.workers.collective import Collective, Mesh, raise_together
+from condense.workers.collective import Collective, raise_together
+from condense.workers.mesh import Mesh
 
 HELD_BYTES = 1 << 28  # of a split that learners are tested on: a larger one is read piece by piece for each set
-PIECE_VALUES = 3_072_000  # pixel values that become float64 at once: 1000 images of 3x32x32
 
 
 def load_slice(source: DataSource, classes: range, collective: Collective, device: torch.device) -> list[Tensor]:
@@ -82,22 +80,6 @@ def _errors_raised_together(collective: Collective, device: torch.device) -> Ite
     except SourceError as error:
         failure = error
     raise_together(collective, failure, device)
-
-
-def normalisation_of(real: Sequence[Tensor], collective: Collective) -> Normalisation:
-    """Per-channel mean and deviation of the train split; `collective` has each of its slices once."""
-    channels = real[0].shape[1]
-    sums = torch.zeros((3, channels), dtype=torch.float64, device=real[0].device)
-    for images in real:
-        for piece in images.split(max(1, min(1000, PIECE_VALUES // images[0].numel()))):
-            values = to_float(piece).double()
-            sums[0] += values.sum((0, 2, 3))
-            sums[1] += values.square().sum((0, 2, 3))
-            sums[2] += values[:, 0].numel()
-    total, squares, count = collective.sum_(sums)
-    mean = total / count
-    std = (squares / count - mean.square()).clamp_min(1e-6).sqrt()
-    return Normalisation(tuple(mean.tolist()), tuple(std.tolist()))
 
 
 def source_digest(

@@ -18,18 +18,17 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor
 
 from condense.data import readers
-from condense.data.decoding import Fit, Frame, framed_shape, stack
+from condense.data.config import DataConfig
+from condense.data.decoding import Frame, framed_shape, stack
 from condense.data.parquet_files import ParquetFiles, test_files, train_and_test_files
 from condense.data.parquet_split import ParquetSplit
 from condense.data.readers import FolderSplit, StoredSplit, TorchvisionSplit
 from condense.data.splits import carve, check_splittable
 from condense.errors import SourceError
 from condense.seeding import generator
-from condense.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -38,19 +37,6 @@ Split = Literal["train", "validation", "test"]
 TEST_SEED = 0
 TEST_FRACTION = {"digits": 0.2}  # its 10 % would be 18 images a class; larger sets have enough
 FORMS = "digits, " + ", ".join(readers.TORCHVISION_SETS) + ", parquet:PATH-OR-URI, folder:PATH"
-
-
-class DataConfig(Settings):
-    """How real images are read and brought to one size."""
-
-    image_size: int | None = Field(32, ge=8, le=256)  # square side; None keeps the native size
-    fit: Fit = "auto"
-    validation_fraction: float = Field(0.1, gt=0, lt=1)
-    test_source: str | None = None  # parquet: or folder: of the test split; None takes the one stored beside train
-    image_column: str | None = None  # of a Parquet file, where it cannot be told from the types
-    label_column: str | None = None
-    root: Path = Path("data")  # where torchvision's datasets are
-    download: bool = False
 
 
 @dataclass(frozen=True)

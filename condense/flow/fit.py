@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condense.data.sources import DataConfig
+from condense.data.config import DataConfig
 from condense.errors import ConfigError, NonFiniteError, SourceError
 from condense.flow.architecture import Flow
 from condense.flow.bits import bits_per_dim, measure
@@ -31,13 +31,15 @@ from condense.flow.muon import Muon
 from condense.flow.recipe import PLACES, FlowFitConfig, learning_rate_at
 from condense.flow.registry import build
 from condense.flow.store import check_writable, load_card, load_flow, save_flow
+from condense.image_grid import image_grid
 from condense.pixels import dequantise, quantise
 from condense.seeding import generator
 from condense.workers.checkpoints import LocalCheckpoints
 from condense.workers.collective import Alone, raise_together, sum_all_
-from condense.workers.context import Progress, WorkerContext, local_device
+from condense.workers.context import Progress, WorkerContext
+from condense.workers.devices import local_device
 from condense.workers.memory import keep_freed_memory
-from condense.workers.tracking import NullTracker, Tracker, image_grid
+from condense.workers.tracking import NullTracker, Tracker
 
 log = logging.getLogger(__name__)
 

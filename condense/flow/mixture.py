@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from condense.data.config import DataConfig
 from condense.data.digests import class_digests, combine_digests
-from condense.data.sources import DataConfig, DataSource, LabelledImages, open_source
+from condense.data.sources import DataSource, LabelledImages, open_source
 from condense.errors import ConfigError, SourceError
 from condense.pixels import to_float, to_uint8
 from condense.seeding import generator

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condense.kernels import compiled as kernels
 from condense.kernels import convolution as convolutions
-from condense.kernels import first_block as thin
-from condense.kernels import pytorch as blocks
+from condense.kernels import first_block as blocks
+from condense.kernels import norm_relu_pool as compiled
+from condense.kernels import pytorch
+from condense.kernels.compiled import available
 
 
 def convolution(images: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -38,8 +39,8 @@ def norm_relu_pool(activation: Tensor, gamma: Tensor, beta: Tensor, eps: float) 
     Gradients of its gradients are those in z and in what comes from above; in gamma and beta there are none.
     """
     # Before `apply`: what is made inside has no history, and the second derivative would end there.
-    compiled = _implementation(activation) is kernels
-    activation = activation.contiguous(memory_format=torch.channels_last if compiled else torch.contiguous_format)
+    in_place = _implementation(activation) is compiled
+    activation = activation.contiguous(memory_format=torch.channels_last if in_place else torch.contiguous_format)
     pooled: Tensor = _NormReluPool.apply(activation, gamma, beta, eps)
     return pooled
 
@@ -90,7 +91,7 @@ class _WeightGradients(torch.autograd.Function):
 
 def _implementation(activation: Tensor) -> ModuleType:
     """Where norm, ReLU and pool of these activations are computed."""
-    return kernels if kernels.available(activation, activation.dtype, activation.shape[1]) else blocks
+    return compiled if available(activation, activation.dtype, activation.shape[1]) else pytorch
 
 
 class _NormReluPool(torch.autograd.Function):
@@ -133,7 +134,7 @@ class _FirstBlock(torch.autograd.Function):
     def forward(
         ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, eps: float
     ) -> Tensor:
-        pooled, mean, rstd = thin.first_block(images, weight, bias, gamma, beta, eps)
+        pooled, mean, rstd = blocks.first_block(images, weight, bias, gamma, beta, eps)
         ctx.save_for_backward(images, weight, bias, gamma, beta, mean, rstd)
         return pooled
 
@@ -141,5 +142,5 @@ class _FirstBlock(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *outputs: Tensor) -> tuple[None, Tensor, Tensor, Tensor, Tensor, None]:
         images, weight, bias, *rest = ctx.saved_tensors
-        to_weight, to_gamma, to_beta = thin.first_block_gradient(images, outputs[0], weight, bias, *rest)
+        to_weight, to_gamma, to_beta = blocks.first_block_gradient(images, outputs[0], weight, bias, *rest)
         return None, to_weight, torch.zeros_like(bias), to_gamma, to_beta, None

@@ -9,80 +9,26 @@ dimension; on a CPU that was two to three times slower than one after another, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
-from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from condense import seeding
+from condense.data.normalisation import Normalisation
 from condense.errors import NonFiniteError
 from condense.learners.augment import augment, crop_scale_rotate, draw_transform
-from condense.learners.networks import Learner, NetworkConfig, build_network, initialise_
+from condense.learners.networks import NetworkConfig, build_network, initialise_
+from condense.learners.recipes import Recipe
+from condense.learners.stacked import StackedLearners
 from condense.pixels import to_float
-from condense.settings import Settings
 from condense.workers.collective import Collective
 from condense.workers.devices import allow_tf32, to_device
 
 TEST_BATCH = 250  # images per forward of each learner; larger ones leave a CPU's cache
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How an evaluation learner is trained. Recorded with every accuracy."""
-
-    name: str
-    epochs: int
-    augmentation: Literal["none", "crop-scale-rotate", "dsa"]
-    learning_rate: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    batch_size: int = 256
-
-
-RECIPES = {
-    "dc": Recipe("dc", epochs=300, augmentation="none"),
-    "dc-augmented": Recipe("dc-augmented", epochs=1000, augmentation="crop-scale-rotate"),
-    "dsa": Recipe("dsa", epochs=1000, augmentation="dsa"),
-}
-
-
-class EvaluationConfig(Settings):
-    """How sets are evaluated, during a run on the validation split and once at its end on the test split."""
-
-    recipe: Literal["dc", "dc-augmented", "dsa"] = "dc"
-    learners: int = Field(5, ge=1)  # fresh networks behind the final accuracy
-    validation_learners: int = Field(1, ge=1)  # and behind each accuracy during the run
-    validation_images: int = Field(2000, ge=1)  # a fixed part of the validation split is enough to follow a run
-    every: int = Field(0, ge=0)  # outer steps between evaluations; 0 is five times in a run, with patience twenty
-    patience: int = Field(0, ge=0)  # evaluations in a row without progress that end a run early; 0 never does
-    # During the run in a process beside training, which goes on meanwhile: the same accuracies, told a little later. It
-    # wants a core of its own. Excludes patience and time_budget_s, which decide by an accuracy and by what it took.
-    beside: bool = False
-    flip: bool = True  # whether `dsa` may mirror images; not for digits and letters
-    controls: bool = True  # random, k-means and JPEG real images at the end
-    test: bool = True  # whether the test split is read at the end; not by what is still to be chosen from
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """Per-channel mean and standard deviation of the train split in [0, 1]."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def apply(self, images: Tensor) -> Tensor:
-        """(..., C, H, W) in [0, 1] to zero mean and unit deviation."""
-        shape = (-1, 1, 1)
-        mean, std = (
-            to_device(torch.tensor(values, dtype=images.dtype).view(shape), images.device)
-            for values in (self.mean, self.std)
-        )
-        return (images - mean) / std
 
 
 @dataclass(frozen=True)
@@ -178,7 +124,7 @@ class Evaluator:
 
     def _trained(
         self, images: Tensor, labels: Tensor, learners: range, on_epoch: Callable[[], None] | None
-    ) -> _StackedLearners:
+    ) -> StackedLearners:
         recipe, device = self.recipe, images.device
         inputs = self.normalisation.apply(to_float(images))
         shape = (images.shape[1], images.shape[2], images.shape[3])
@@ -189,7 +135,7 @@ class Evaluator:
             for i in learners
         ]
         orders = [seeding.generator(self.seed, "evaluation-order", index=i) for i in learners]
-        together = _StackedLearners(networks)
+        together = StackedLearners(networks)
         optimizer = torch.optim.SGD(
             together.parameters,
             lr=recipe.learning_rate,
@@ -226,7 +172,7 @@ class Evaluator:
         return torch.stack([augment(images, draw) for images, draw in zip(batch, drawn, strict=True)])
 
     @torch.no_grad()
-    def _hits(self, together: _StackedLearners, test_images: Tensor, test_labels: Tensor) -> Tensor:
+    def _hits(self, together: StackedLearners, test_images: Tensor, test_labels: Tensor) -> Tensor:
         """How many of the images each learner names right."""
         hits = torch.zeros((), device=test_images.device)
         for part, expected in zip(test_images.split(TEST_BATCH), test_labels.split(TEST_BATCH), strict=True):
@@ -239,37 +185,3 @@ class Evaluator:
 def _at_once(learners: int, device: torch.device) -> int:
     """How many learners take a step together: on a CPU one by one is as fast, and has compiled blocks."""
     return learners if device.type == "cuda" else 1
-
-
-class _FirstOrder(nn.Module):
-    """A learner where it is trained or tested."""
-
-    def __init__(self, learner: Learner) -> None:
-        super().__init__()
-        self.learner = learner
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.learner.first_order(images)
-
-
-class _StackedLearners:
-    """Learners that take each step at once: one, or several whose parameters are stacked along a first dimension."""
-
-    def __init__(self, networks: Sequence[Learner]) -> None:
-        learners = [_FirstOrder(network) for network in networks]
-        self.count, self._one = len(learners), learners[0]
-        self._stacked = dict(self._one.named_parameters()) if self.count == 1 else stack_module_state(learners)[0]
-        self._logits = vmap(lambda parameters, images: functional_call(self._one, parameters, (images,)))
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """What the optimiser moves."""
-        return list(self._stacked.values())
-
-    def logits(self, images: Tensor) -> Tensor:
-        """(learners, N, C, H, W) to (learners, N, classes)."""
-        if self.count == 1:
-            only: Tensor = self._one(images[0])
-            return only[None]
-        found: Tensor = self._logits(self._stacked, images)
-        return found

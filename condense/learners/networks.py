@@ -19,9 +19,9 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import skip_init
 
 from condense.errors import ConfigError
-from condense.kernels import autograd as fused
-from condense.kernels import compiled as kernels
-from condense.kernels import convolution as convolutions
+from condense.kernels import autograd
+from condense.kernels.compiled import available
+from condense.kernels.convolution import FEW, can_convolve
 from condense.settings import Settings
 
 Given = TypeVar("Given", bound=nn.Module | Tensor)
@@ -56,15 +56,15 @@ class Learner(nn.Module):
 
 
 class Convolution(nn.Conv2d):
-    """3x3, padded by one; on a CPU compiled, where `convolutions.can_convolve`."""
+    """3x3, padded by one; on a CPU compiled, where `can_convolve`."""
 
     def __init__(self, inputs: int, outputs: int, *, device: torch.device | None = None) -> None:
         super().__init__(inputs, outputs, 3, padding=1, device=device)
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, inputs, H, W) to (N, outputs, H, W)."""
-        if convolutions.can_convolve(input, self.weight):
-            return fused.convolution(input, self.weight[None], self.bias)
+        if can_convolve(input, self.weight):
+            return autograd.convolution(input, self.weight[None], self.bias)
         return super().forward(input)
 
 
@@ -103,9 +103,9 @@ class ConvNet(Learner):
     def first_order(self, images: Tensor) -> Tensor:
         """On a CPU the first block of grey images is one compiled call; elsewhere all is layers that `vmap` takes."""
         (convolution, norm), *deeper = self.blocks
-        if self._compiled(images) and images.shape[1] <= convolutions.FEW:
+        if self._compiled(images) and images.shape[1] <= FEW:
             weight, bias = convolution.weight, cast(Tensor, convolution.bias)
-            pooled = fused.first_block(images, weight, bias, norm.weight, norm.bias, norm.eps)
+            pooled = autograd.first_block(images, weight, bias, norm.weight, norm.bias, norm.eps)
             embedded = self._embed(pooled, deeper)
         else:
             embedded = self._embed(images, self.blocks)
@@ -118,13 +118,13 @@ class ConvNet(Learner):
             images = images.contiguous(memory_format=torch.channels_last)
         for convolution, norm in blocks:
             if compiled or frozen:
-                images = fused.norm_relu_pool(convolution(images), norm.weight, norm.bias, norm.eps)
+                images = autograd.norm_relu_pool(convolution(images), norm.weight, norm.bias, norm.eps)
             else:
                 images = F.avg_pool2d(F.relu(norm(convolution(images))), 2)
         return images.flatten(1)
 
     def _compiled(self, images: Tensor) -> bool:
-        return kernels.available(images, images.dtype, self.blocks[0][0].out_channels)
+        return available(images, images.dtype, self.blocks[0][0].out_channels)
 
 
 class MLP(Learner):

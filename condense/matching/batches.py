@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from condense import seeding
-from condense.learners.evaluation import Normalisation
+from condense.data.normalisation import Normalisation
 from condense.learners.networks import Learner
 from condense.pixels import to_float
 from condense.workers.devices import to_device

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from condense import seeding
+from condense.data.normalisation import Normalisation
 from condense.errors import NonFiniteError
 from condense.flow.bits import Density, bits_per_dim
 from condense.learners.augment import Draw, augment_classes, draw_transforms
-from condense.learners.evaluation import Normalisation
 from condense.learners.networks import Learner
 from condense.matching.batches import RealBatches, choice_at
 from condense.matching.config import MatchingConfig
@@ -33,10 +33,11 @@ from condense.matching.learner_training import LearnerTraining
 from condense.matching.objectives import Objective
 from condense.matching.schedule import Schedule
 from condense.pixels import to_float
+from condense.synthetic.config import ImagesConfig
 from condense.synthetic.decoder import decode
-from condense.synthetic.synthetic_set import ImagesConfig, SyntheticSet, build_optimizer
-from condense.workers.collective import Mesh
+from condense.synthetic.synthetic_set import SyntheticSet, build_optimizer
 from condense.workers.devices import flow_batch, to_device
+from condense.workers.mesh import Mesh
 from condense.workers.stopwatch import Stopwatch
 
 CLASSES_AT_ONCE = 64  # gradients of the last layer grow with classes x all classes: bounds what is computed at a time

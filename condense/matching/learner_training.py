@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from condense import seeding
+from condense.data.normalisation import Normalisation
 from condense.learners.augment import augment, draw_transforms
-from condense.learners.evaluation import Normalisation
 from condense.learners.networks import Learner, initialise_
 from condense.matching.batches import RealBatches
 from condense.matching.config import MatchingConfig

@@ -21,71 +21,20 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from condense import seeding
 from condense.pixels import round_straight_through, to_float, to_uint8
-from condense.settings import Settings
+from condense.synthetic.config import ImagesConfig
 from condense.synthetic.controls import kmeans_real
 from condense.synthetic.decoder import tile
-from condense.synthetic.soft_labels import Labels, label_codes, soft_labels
+from condense.synthetic.soft_labels import label_codes, soft_labels
 
 COARSEST = 2  # side of the pyramid's last level
 
 # Real images start at most this close to black and white: sigmoid has no gradient at its ends.
 CLAMP = 0.02
-
-INITS = ("noise", "real", "kmeans", "tiles")
-FROM_SET = "set:"  # before the Parquet file of an earlier run, whose images a set starts from
-
-RECIPES: dict[str, dict[str, object]] = {
-    # Schirrmeister et al. 2022: a constant Adam rate, which keeps the bits high.
-    "simplebits": {"bound": "sigmoid", "parameterisation": "pixels", "init": "noise", "schedule": "constant"},
-    # Zhao et al. 2021 use SGD 0.1 on unbounded pixels; through the bound's slope of 1/4 the same step in pixels needs
-    # a rate 16 times as large.
-    "dc": {"parameterisation": "pixels", "optimizer": "sgd", "learning_rate": 1.6, "schedule": "constant"},
-    "default": {"parameterisation": "pyramid"},
-}
-
-
-class ImagesConfig(Settings):
-    """How synthetic images start and are updated. `recipe` names the defaults of all the other keys."""
-
-    recipe: Literal["default", "simplebits", "dc"] = "default"
-    bound: Literal["sigmoid", "clamp"] = "clamp"
-    parameterisation: Literal["pixels", "pyramid"] = "pixels"
-    # real: random images; kmeans: those nearest to k-means centres; tiles: canvases of factor^2 random images each;
-    # set:PATH: the images that an earlier run wrote
-    init: str = "noise"
-    init_digest: str | None = None  # content of that set, whatever its path; a run fills it in as it starts
-    factor: int = Field(1, ge=1, le=4)  # a stored canvas is decoded to factor^2 training images
-    optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rate: float = Field(0.1, gt=0)
-    betas: tuple[float, float] = (0.5, 0.99)
-    momentum: float = Field(0.5, ge=0, lt=1)
-    schedule: Literal["constant", "cosine"] = "cosine"
-    labels: Labels = "hard"  # soft: a distribution over the classes for each image, learned with its pixels
-    label_learning_rate: float = Field(0.1, gt=0)  # of soft labels' logits, by the images' optimiser and schedule
-    # The result is an exponential moving average of the images' parameters over updates, with this weight of the past
-    averaging: float = Field(0.0, ge=0, lt=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_from_recipe(cls, values: object) -> object:
-        if not isinstance(values, dict):
-            return values
-        recipe = values.get("recipe", "default")
-        return {**RECIPES.get(str(recipe), {}), **values}
-
-    @model_validator(mode="after")
-    def _init_known(self) -> ImagesConfig:
-        if self.init not in INITS and not self.init.startswith(FROM_SET):
-            raise ValueError(f"unknown init {self.init!r}; one of: {', '.join(INITS)}, {FROM_SET}PATH")
-        if self.init_digest is not None and self.init in INITS:
-            raise ValueError(f"init_digest is of the set in init={FROM_SET}PATH, init is {self.init}")
-        return self
 
 
 class SyntheticSet:

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from condense.errors import ConfigError
 from condense.workers.checkpoints import Checkpoints
 from condense.workers.collective import Collective
-from condense.workers.devices import forbid_tf32
 from condense.workers.tracking import Tracker
 
 
@@ -38,21 +36,3 @@ class WorkerContext:
         """Progress, of the first worker alone."""
         if self.collective.rank == 0:
             self.progress(Progress(stage, done, total, values))
-
-
-def local_device(gpus: float | None = None) -> torch.device:
-    """This machine's GPU if it has one, else its CPU; from now on float32 is float32 there.
-
-    Args:
-        gpus: `gpus_per_worker` of a run in this process: 0 asks for the CPU, more for a GPU, None for either.
-
-    Raises:
-        ConfigError: a GPU is asked for and there is none.
-    """
-    if gpus and not torch.cuda.is_available():
-        raise ConfigError(
-            f"gpus_per_worker={gpus:g}, but this machine has no CUDA device that PyTorch can use",
-            "leave gpus_per_worker out to compute on the CPU, or install a driver and a PyTorch that fit the GPU",
-        )
-    forbid_tf32()
-    return torch.device("cuda" if torch.cuda.is_available() and gpus != 0 else "cpu")

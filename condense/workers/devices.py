@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from condense.errors import ConfigError
+
 # Real images in one pass through a network, all classes together. On a CPU the activations of 40 images of a width-128
 # ConvNet stay in the last-level cache: measured 1.2x faster than 640 at once. A GPU is full with 2,560 (ten classes of
 # 256), whose activations at 32x32 are some 6 GB, by arithmetic; and its memory does not grow with classes or batch.
@@ -55,3 +57,21 @@ def allow_tf32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
+
+
+def local_device(gpus: float | None = None) -> torch.device:
+    """This machine's GPU if it has one, else its CPU; from now on float32 is float32 there.
+
+    Args:
+        gpus: `gpus_per_worker` of a run in this process: 0 asks for the CPU, more for a GPU, None for either.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    if gpus and not torch.cuda.is_available():
+        raise ConfigError(
+            f"gpus_per_worker={gpus:g}, but this machine has no CUDA device that PyTorch can use",
+            "leave gpus_per_worker out to compute on the CPU, or install a driver and a PyTorch that fit the GPU",
+        )
+    forbid_tf32()
+    return torch.device("cuda" if torch.cuda.is_available() and gpus != 0 else "cpu")

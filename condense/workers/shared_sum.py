@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from condense.errors import ClusterError
-from condense.kernels import compiled as kernels
+from condense.kernels import compiled
 
 TIMEOUT_S = 1800  # as long as torch.distributed waits
 
@@ -40,7 +40,7 @@ class SharedSum:
         Raises:
             ClusterError: another worker has not come in half an hour.
         """
-        library = kernels.load_library()
+        library = compiled.load_library()
         assert library is not None
         whole = ctypes.c_char.from_buffer(self._memory)
         numbers = ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(tensor.numel())
@@ -67,7 +67,7 @@ def share_memory(
         return None
     # A process can open what another has open if both have the same kernel and see the same process numbers.
     machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
-    library = kernels.load_library()
+    library = compiled.load_library()
     mine = f"{machine} {library is not None}"
     if any(other != mine for other in gather_text(mine)) or library is None:
         return None

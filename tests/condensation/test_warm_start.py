@@ -11,8 +11,9 @@ from condense.condensation.warm_start import pin_start, starting_images
 from condense.data.sources import open_source
 from condense.errors import ConfigError, DatasetError
 from condense.settings import resolve
+from condense.synthetic.config import ImagesConfig
 from condense.synthetic.dataset import CondensedDataset, write_dataset
-from condense.synthetic.synthetic_set import ImagesConfig, initial_set
+from condense.synthetic.synthetic_set import initial_set
 from tests.condensation.test_loop import config, run
 from tests.conftest import Command
 

@@ -25,15 +25,11 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from condense.data import decoding as condense_images
+from condense.data.config import DataConfig
 from condense.data.decoding import Frame, decode, encode_png, stack
 from condense.data.digests import class_digests, combine_digests
 from condense.data.readers import TORCHVISION_SETS
-from condense.data.sources import (
-    DataConfig,
-    DataSource,
-    LabelledImages,
-    open_source,
-)
+from condense.data.sources import DataSource, LabelledImages, open_source
 from condense.data.splits import carve, check_class_sizes
 from condense.errors import SourceError
 

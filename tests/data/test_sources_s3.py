@@ -12,7 +12,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 import torch
 
-from condense.data.sources import DataConfig, open_source
+from condense.data.config import DataConfig
+from condense.data.sources import open_source
 from condense.errors import SourceError
 from tests.data.test_sources import rows, write_hub
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from condense.data.sources import DataConfig, open_source
+from condense.data.config import DataConfig
+from condense.data.sources import open_source
 from condense.errors import CheckpointError, ConfigError, NonFiniteError, OutputError, SourceError
 from condense.flow.architecture import FlowDescription
 from condense.flow.bits import measure

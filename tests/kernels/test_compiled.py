@@ -13,6 +13,7 @@ from condense.kernels import autograd as fused
 from condense.kernels import compiled as kernels
 from condense.kernels import convolution as convolutions
 from condense.kernels import first_block as thin
+from condense.kernels import norm_relu_pool as norms
 from condense.learners.networks import ConvNet, NetworkConfig, build_network, initialise_
 from condense.matching.objectives.closed_form import Product, convnet_gradients, smaller_as_product
 from condense.matching.objectives.gradient import ClassGradients, class_gradients, real_gradients
@@ -40,9 +41,9 @@ def test_the_block_and_its_gradient_equal_pytorchs_layers(size: tuple[int, int])
     gradient = drawn(*expected.shape, seed=3)
     wanted = torch.autograd.grad(expected, (activation, gamma, beta), gradient)
     gamma, beta = gamma.detach(), beta.detach()
-    pooled, mean, rstd = kernels.norm_relu_pool(activation.detach(), gamma, beta, EPS)
+    pooled, mean, rstd = norms.norm_relu_pool(activation.detach(), gamma, beta, EPS)
     torch.testing.assert_close(pooled, expected.detach(), rtol=1e-4, atol=1e-5)
-    found = kernels.norm_relu_pool_gradient(activation.detach(), gradient, gamma, beta, mean, rstd)
+    found = norms.norm_relu_pool_gradient(activation.detach(), gradient, gamma, beta, mean, rstd)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
 
 
@@ -50,12 +51,12 @@ def test_the_block_and_its_gradient_equal_pytorchs_layers(size: tuple[int, int])
 def test_the_block_in_bfloat16_is_its_float32_rounded_once() -> None:
     activation = drawn(2, 6, 8, 8).bfloat16().contiguous(memory_format=torch.channels_last)
     gamma, beta = drawn(6, seed=1), drawn(6, seed=2)
-    exact, mean, rstd = kernels.norm_relu_pool(activation.float(), gamma, beta, EPS)
-    pooled, _, _ = kernels.norm_relu_pool(activation, gamma, beta, EPS)
+    exact, mean, rstd = norms.norm_relu_pool(activation.float(), gamma, beta, EPS)
+    pooled, _, _ = norms.norm_relu_pool(activation, gamma, beta, EPS)
     assert torch.equal(pooled, exact.bfloat16())
     gradient = drawn(*pooled.shape, seed=3).bfloat16()
-    wanted, _, _ = kernels.norm_relu_pool_gradient(activation.float(), gradient.float(), gamma, beta, mean, rstd)
-    found, _, _ = kernels.norm_relu_pool_gradient(activation, gradient, gamma, beta, mean, rstd)
+    wanted, _, _ = norms.norm_relu_pool_gradient(activation.float(), gradient.float(), gamma, beta, mean, rstd)
+    found, _, _ = norms.norm_relu_pool_gradient(activation, gradient, gamma, beta, mean, rstd)
     assert torch.equal(found, wanted.bfloat16())
 
 
@@ -83,7 +84,7 @@ def test_the_first_block_in_bfloat16_rounds_its_activations_and_sums_in_float32(
     images, weight, bias = drawn(2, 1, 8, 8).bfloat16(), drawn(6, 1, 3, 3, seed=5), drawn(6, seed=4)
     gamma, beta = drawn(6, seed=1), drawn(6, seed=2)
     activation = F.conv2d(images.float(), weight, bias, padding=1).bfloat16()
-    expected, _, _ = kernels.norm_relu_pool(activation.contiguous(memory_format=torch.channels_last), gamma, beta, EPS)
+    expected, _, _ = norms.norm_relu_pool(activation.contiguous(memory_format=torch.channels_last), gamma, beta, EPS)
     pooled, _, _ = thin.first_block(images, weight, bias, gamma, beta, EPS)
     torch.testing.assert_close(pooled, expected, rtol=1e-2, atol=1e-2)
 

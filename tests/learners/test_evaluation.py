@@ -7,14 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from condense.data.normalisation import Normalisation
 from condense.kernels import compiled as kernels
 from condense.learners import evaluation
 from condense.learners.augment import STRATEGIES, Draw, augment, crop_scale_rotate, draw_transform
-from condense.learners.evaluation import RECIPES, Evaluator, Normalisation, Recipe
+from condense.learners.evaluation import Evaluator
 from condense.learners.networks import MLP, ConvNet, NetworkConfig, build_network, initialise_
+from condense.learners.recipes import RECIPES, Recipe
 from condense.synthetic import controls
 from condense.workers.collective import Alone
-from condense.workers.context import local_device
+from condense.workers.devices import local_device
 
 SHAPE = (1, 8, 8)
 

@@ -18,8 +18,8 @@ import torch
 from condense.condensation.config import RunConfig
 from condense.condensation.loop import condense
 from condense.errors import CapacityError, ConfigError, NonFiniteError
-from condense.learners.evaluation import Recipe
 from condense.learners.evaluation_process import EvaluationProcess
+from condense.learners.recipes import Recipe
 from condense.settings import resolve
 from condense.synthetic.dataset import CondensedDataset
 from condense.workers import checkpoints

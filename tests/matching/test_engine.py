@@ -9,17 +9,19 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from condense.data.normalisation import Normalisation
 from condense.errors import ConfigError, NonFiniteError
 from condense.flow.bits import UniformDensity
-from condense.learners.evaluation import Normalisation
 from condense.learners.networks import NetworkConfig, build_network
 from condense.matching.config import PUBLISHED, MatchingConfig
 from condense.matching.engine import Engine
 from condense.matching.objectives import build_objective
 from condense.matching.schedule import Schedule
+from condense.synthetic.config import ImagesConfig
 from condense.synthetic.soft_labels import initial_logits
-from condense.synthetic.synthetic_set import ImagesConfig, initial_set
-from condense.workers.collective import Alone, Mesh, build_mesh, class_slice
+from condense.synthetic.synthetic_set import initial_set
+from condense.workers.collective import Alone
+from condense.workers.mesh import Mesh, build_mesh, class_slice
 
 CLASSES, SHAPE = 4, (1, 8, 8)
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from condense.matching.engine_state import gather_state, restore_state_
-from condense.synthetic.synthetic_set import ImagesConfig
+from condense.synthetic.config import ImagesConfig
 from condense.workers.checkpoints import Checkpoint
 from condense.workers.collective import Alone
 from tests.matching.test_engine import CLASSES, engine

@@ -8,14 +8,15 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from condense import seeding
+from condense.data.normalisation import Normalisation
 from condense.errors import ConfigError
 from condense.learners.augment import TOGETHER, augment, augment_classes, draw_transform, draw_transforms
-from condense.learners.evaluation import Normalisation
 from condense.learners.networks import NetworkConfig, build_network
 from condense.matching.batches import EVERY, RealBatches, choice_at, representatives
 from condense.matching.config import MatchingConfig, check_matching
 from condense.matching.learner_training import LearnerTraining, cutmix
-from condense.workers.collective import Alone, class_slice
+from condense.workers.collective import Alone
+from condense.workers.mesh import class_slice
 from tests.threads import Threads, on_threads
 
 CLASSES, SHAPE, SEED = 4, (1, 8, 8), 3

@@ -10,25 +10,17 @@ from torch import Tensor
 
 from condense.condensation.config import RunConfig
 from condense.condensation.loop import condense, open_checked
+from condense.data.normalisation import Normalisation
 from condense.data.slices import load_slice
 from condense.data.sources import open_source
 from condense.errors import ConfigError, NonFiniteError, SourceError
-from condense.learners.evaluation import Normalisation
 from condense.matching.config import MatchingConfig
 from condense.settings import resolve
 from condense.synthetic.dataset import CondensedDataset
 from condense.workers.checkpoints import Checkpoints, LocalCheckpoints, NoCheckpoints
-from condense.workers.collective import (
-    Alone,
-    Collective,
-    Mesh,
-    build_mesh,
-    check_mesh,
-    class_slice,
-    mesh_shape,
-    most_workers,
-)
+from condense.workers.collective import Alone, Collective
 from condense.workers.context import WorkerContext
+from condense.workers.mesh import Mesh, build_mesh, check_mesh, class_slice, mesh_shape, most_workers
 from condense.workers.tracking import RecordingTracker
 from tests.condensation.test_loop import KilledAfter, KilledError
 from tests.matching.test_engine import CLASSES, PLAIN, QuadraticDensity, engine

@@ -11,7 +11,8 @@ from condense.condensation.time_budget import parse_duration
 from condense.errors import ConfigError
 from condense.matching.schedule import Schedule
 from condense.settings import resolve
-from condense.synthetic.synthetic_set import ImagesConfig, initial_set
+from condense.synthetic.config import ImagesConfig
+from condense.synthetic.synthetic_set import initial_set
 from condense.workers.checkpoints import LocalCheckpoints
 from tests.condensation.test_loop import TINY, KilledAfter, KilledError, run
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from condense.data.config import DataConfig
 from condense.data.decoding import decode
-from condense.data.sources import DataConfig, open_source
+from condense.data.sources import open_source
 from condense.errors import CondenseError, FlowError
 from condense.flow.bits import measure
 from condense.flow.store import load_flow, save_flow

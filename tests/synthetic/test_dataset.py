@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from condense.data.sources import DataConfig, open_source
+from condense.data.config import DataConfig
+from condense.data.sources import open_source
 from condense.errors import DatasetError, NonFiniteError, OutputError
 from condense.synthetic.dataset import CondensedDataset, CondensedImages, content_digest, read_dataset, write_dataset
 

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from condense.errors import ConfigError
 from condense.pixels import to_float, to_uint8
+from condense.synthetic.config import ImagesConfig
 from condense.synthetic.dataset import CondensedDataset, CondensedImages, read_dataset, write_dataset
 from condense.synthetic.decoder import check_factor, decode, decode_uint8, tile
-from condense.synthetic.synthetic_set import ImagesConfig, initial_set
+from condense.synthetic.synthetic_set import initial_set
 
 
 def slow_decode(canvas: Tensor, factor: int) -> Tensor:

@@ -15,11 +15,12 @@ from condense.matching.config import MatchingConfig
 from condense.matching.objectives import build_objective
 from condense.matching.objectives.gradient import DISTANCES, class_gradients
 from condense.reports import console
+from condense.synthetic.config import ImagesConfig
 from condense.synthetic.dataset import CondensedDataset, CondensedImages, read_dataset, write_dataset
 from condense.synthetic.soft_labels import from_codes, initial_logits, label_bits, label_codes, soft_labels
-from condense.synthetic.synthetic_set import ImagesConfig
-from condense.workers.collective import Alone, build_mesh, class_slice
+from condense.workers.collective import Alone
 from condense.workers.context import WorkerContext
+from condense.workers.mesh import build_mesh, class_slice
 from condense.workers.tracking import RecordingTracker
 from tests.condensation.test_loop import KilledAfter, KilledError, LocalCheckpoints, NoCheckpoints, config, run
 from tests.learners import test_evaluation

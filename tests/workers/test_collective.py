@@ -12,7 +12,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from condense.errors import SourceError
-from condense.workers.collective import GLOO_THREAD, Alone, ProcessGroup, build_mesh, raise_together
+from condense.workers.collective import GLOO_THREAD, Alone, ProcessGroup, raise_together
+from condense.workers.mesh import build_mesh
 
 CPU = torch.device("cpu")
 

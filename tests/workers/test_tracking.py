@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from condense.errors import NonFiniteError, TrackingError
-from condense.workers.tracking import NullTracker, RecordingTracker, Tracker, image_grid
+from condense.image_grid import image_grid
+from condense.workers.tracking import NullTracker, RecordingTracker, Tracker
 
 
 def picture(level: int = 7) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Weight gradients of a ConvNet on real images on a CPU, without a graph: the layers' own formulas in turn.
 
 What a real batch costs is nearly all of a matching step. Against automatic differentiation of the same network this
-keeps activations channels last, runs norm, ReLU and pool in one pass (kernels.py), takes a class's images in pieces, so
+keeps activations channels last, runs norm, ReLU and pool in one pass, takes a class's images in pieces, so
 that memory does not grow with them, and forms each weight gradient from one class's images alone.
 """
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from condense.kernels import compiled as kernels
-from condense.kernels import convolution as convolutions
-from condense.kernels import first_block as thin
+from condense.kernels.convolution import FEW, can_convolve, convolution, transposed, weight_gradients
+from condense.kernels.first_block import first_block, first_block_gradient
+from condense.kernels.norm_relu_pool import norm_relu_pool, norm_relu_pool_gradient
 from condense.learners.networks import ConvNet
 
 PIECE = 64  # images of one class at a time: at width 128 and 32x32 the largest activation is 32 MiB
@@ -81,16 +81,16 @@ def _gradients(
     hidden = images.contiguous(memory_format=torch.channels_last)
     norms = [(norm.weight.float(), norm.bias.float(), norm.eps) for _, norm in network.blocks]
     bias = cast(Tensor, network.blocks[0][0].bias).float()
-    compiled = int(images.shape[1] <= convolutions.FEW)  # leading blocks that are one call
+    compiled = int(images.shape[1] <= FEW)  # leading blocks that are one call
     kept = []
     if compiled:
-        hidden, *statistics = thin.first_block(images, weights[0], bias, *norms[0])
+        hidden, *statistics = first_block(images, weights[0], bias, *norms[0])
     for (conv, _), weight, norm in list(zip(network.blocks, weights, norms, strict=True))[compiled:]:
-        if convolutions.can_convolve(hidden, weight):
-            activation = convolutions.convolution(hidden, weight[None], conv.bias)
+        if can_convolve(hidden, weight):
+            activation = convolution(hidden, weight[None], conv.bias)
         else:
             activation = F.conv2d(hidden, weight, conv.bias, padding=1).contiguous(memory_format=torch.channels_last)
-        pooled, mean, rstd = kernels.norm_relu_pool(activation, *norm)
+        pooled, mean, rstd = norm_relu_pool(activation, *norm)
         kept.append((hidden, activation, mean, rstd))
         hidden = pooled
     embedded = hidden.flatten(1)
@@ -101,11 +101,11 @@ def _gradients(
     for level in reversed(range(compiled, len(weights))):
         inputs, activation, mean, rstd = kept[level - compiled]
         gamma, beta, _ = norms[level]
-        to_activation, _, _ = kernels.norm_relu_pool_gradient(activation, gradient, gamma, beta, mean, rstd)
-        if convolutions.can_convolve(inputs, weights[level]):
-            found.append(convolutions.weight_gradients(inputs, to_activation, 1)[0])
+        to_activation, _, _ = norm_relu_pool_gradient(activation, gradient, gamma, beta, mean, rstd)
+        if can_convolve(inputs, weights[level]):
+            found.append(weight_gradients(inputs, to_activation, 1)[0])
             if level > 0:
-                gradient = convolutions.convolution(to_activation, convolutions.transposed(weights[level][None]), None)
+                gradient = convolution(to_activation, transposed(weights[level][None]), None)
             continue
         wanted = [level > 0, True, False]
         gradient, to_weight, _ = torch.ops.aten.convolution_backward(
@@ -114,6 +114,6 @@ def _gradients(
         found.append(to_weight)
     if compiled:
         gamma, beta, _ = norms[0]
-        to_weight, _, _ = thin.first_block_gradient(images, gradient, weights[0], bias, gamma, beta, *statistics)
+        to_weight, _, _ = first_block_gradient(images, gradient, weights[0], bias, gamma, beta, *statistics)
         found.append(to_weight)
     return found[::-1], slope, embedded

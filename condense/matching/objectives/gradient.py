@@ -20,9 +20,9 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.grad import conv2d_weight
 
 from condense.errors import ConfigError
-from condense.kernels import autograd as fused
-from condense.kernels import compiled as kernels
-from condense.kernels import convolution as convolutions
+from condense.kernels import autograd
+from condense.kernels.compiled import available
+from condense.kernels.convolution import can_convolve
 from condense.learners.networks import ConvNet, in_precision
 from condense.matching.objectives.closed_form import Product, convnet_gradients
 from condense.workers.devices import network_batch
@@ -121,8 +121,8 @@ def class_gradients(network: nn.Module, images: Tensor, classes: Tensor, *, crea
         if not create_graph:
             inputs = inputs.detach()
         if isinstance(layer, nn.Conv2d):
-            if convolutions.can_convolve(inputs, layer.weight):
-                weight = fused.weight_gradients(inputs, gradient, count)
+            if can_convolve(inputs, layer.weight):
+                weight = autograd.weight_gradients(inputs, gradient, count)
             else:
                 weight = _ConvolutionGradient.apply(inputs, gradient, count, layer.kernel_size, layer.padding)
             weights.append(weight.flatten(2))
@@ -135,7 +135,7 @@ def class_gradients(network: nn.Module, images: Tensor, classes: Tensor, *, crea
 def real_gradients(network: nn.Module, images: Tensor, classes: Tensor, precision: torch.dtype) -> ClassGradients:
     """`class_gradients` of real images (C, n, channels, H, W): no graph, in `precision`, in pieces."""
     count, per_class = images.shape[:2]
-    if isinstance(network, ConvNet) and kernels.available(images, precision, network.blocks[0][0].out_channels):
+    if isinstance(network, ConvNet) and available(images, precision, network.blocks[0][0].out_channels):
         return ClassGradients(convnet_gradients(network, images.to(precision), classes))
     piece = max(1, network_batch(images.device) // count)
     total: list[Tensor] = []
