@@ -26,7 +26,7 @@ from benchmarks.rows import tell
 from condense.condensation.calibration import Costs, measure_costs
 from condense.condensation.config import RunConfig
 from condense.condensation.estimate import estimate, predicted
-from condense.condensation.loop import open_checked
+from condense.condensation.checks import open_checked
 from condense.settings import resolve, validate
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -36,7 +36,7 @@ from benchmarks.rows import finished
 from benchmarks.service import FULL, ROOT
 from condense.condensation.build import build_engine
 from condense.condensation.config import RunConfig
-from condense.condensation.loop import open_checked
+from condense.condensation.checks import open_checked
 from condense.data.normalisation import normalisation_of
 from condense.learners.networks import build_network
 from condense.matching.engine import CLASSES_AT_ONCE

@@ -29,7 +29,7 @@ from benchmarks.reference import dc
 from benchmarks.rows import append, finished
 from condense.condensation.build import build_engine, build_evaluator, build_images
 from condense.condensation.config import RunConfig
-from condense.condensation.loop import open_checked
+from condense.condensation.checks import open_checked
 from condense.data.normalisation import normalisation_of
 from condense.data.slices import load_held_out, load_slice
 from condense.pixels import to_float

@@ -17,9 +17,9 @@ from cluster.registry import BEST
 from cluster.tracking_store import connect, refusals, sqlite_file, store_uri
 from cluster.versions import FLOW, Version, fetch, versions_of
 from condense.condensation.config import RunConfig
-from condense.condensation.pinning import keep
 from condense.errors import FlowError
 from condense.flow.fit import FitResult
+from condense.flow.pinning import keep_flow
 from condense.flow.store import REGISTERED, load_flow
 from condense.settings import digest as settings_digest
 
@@ -136,6 +136,6 @@ def resolved(config: RunConfig) -> RunConfig:
             f" and flow_digest asks for {str(config.flow_digest)[:16]}",
             f"name its version: condense flow list --tracking-uri {config.tracking_uri}",
         )
-    keep(content, digest, config.storage)
+    keep_flow(content, digest, config.storage)
     log.info("flow %s is %s (%s)", config.flow, version.reference, digest[:16])
     return config.model_copy(update={"flow": f"{REGISTERED}{version.reference}", "flow_digest": digest})

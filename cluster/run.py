@@ -14,8 +14,8 @@ from cluster.shared_paths import check_places
 from cluster.tracking_store import check_tracking, patience
 from condense.condensation import in_process as local
 from condense.condensation import provenance
+from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
-from condense.condensation.loop import open_checked
 from condense.condensation.pinning import pin
 from condense.data.sources import DataSource
 from condense.errors import TrackingError

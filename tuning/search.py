@@ -16,8 +16,8 @@ from cluster import flows
 from cluster.ray_connection import connected
 from cluster.shared_paths import check_places
 from cluster.tracking_store import check_tracking, store_uri
+from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
-from condense.condensation.loop import open_checked
 from condense.condensation.pinning import pin
 from condense.data.sources import DataSource
 from condense.data.splits import check_class_sizes

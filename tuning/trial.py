@@ -15,7 +15,7 @@ from ray import tune
 
 from cluster.run import Finished, TrialOf, run
 from condense.condensation.config import RunConfig
-from condense.condensation.validation import ACCURACY, BITS, STEP
+from condense.condensation.loop import ACCURACY, BITS, STEP
 from condense.data.sources import open_source
 from condense.errors import CondenseError
 from condense.files import write_whole

@@ -59,10 +59,10 @@ def run(
     evaluation.beside=true evaluates in a process of its own while training goes on.
     """
     from condense.condensation.config import RunConfig
-    from condense.condensation.time_budget import parse_duration
     from condense.reports import console
     from condense.settings import resolve
     from condense.workers.context import Progress
+    from condense.workers.time_budget import parse_duration
 
     within = [] if budget is None else [f"time_budget_s={parse_duration(budget)}"]
     resolved = resolve(RunConfig, config, [*(overrides or []), *within])

@@ -1,16 +1,20 @@
-"""A wanted mean of bits per dim: which weight of the bits ends a run there.
+"""Finds the weight of the bits with which a run ends at a wanted mean of bits per dim.
 
-Why whole attempts, and no weight that changes while one goes on. Measured on digits, 50 outer steps: until two thirds
-of a run the noise of the image learning rate costs 5 bits per dim whatever the weight is (5.3, 5.0 and 4.8 half way for
-weights 1, 10 and 100, which end at 3.0, 2.3 and 1.6), and afterwards the rate has fallen too far for a new weight to
-matter: controllers that followed the way of the bits ended 3 to 40 % off. The bits at the end fall steadily with the
-logarithm of the weight, so a few attempts with one weight each find it, and the set is the one that this weight makes.
+It takes a few whole attempts, each with one weight. The bits at the end of a run fall steadily with the logarithm of
+the weight, so few are needed, and the set is the one that its weight makes.
+
+A weight that changes during one run does not work. Measured on digits, 50 outer steps: until two thirds of a run, the
+noise of the image learning rate costs 5 bits per dim at any weight (5.3, 5.0 and 4.8 half way for weights 1, 10 and
+100, which end at 3.0, 2.3 and 1.6). After that, the rate has fallen too far for a new weight to matter. Controllers
+that changed the weight as the bits came in ended 3 to 40 % off.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+
+from condense.workers.checkpoints import Checkpoint, State
 
 START = 10.0  # first weight: the middle of what has been useful
 SLOPE = -0.25  # d log bits / d log weight, before two attempts have shown it; digits: -0.05 to -0.3
@@ -23,10 +27,14 @@ LEAST = 0.01  # a set that costs less than the target at this weight costs less 
 
 @dataclass
 class WeightSearch:
-    """The attempts of one run: (weight, mean bits per dim at its end) each. Every worker has the same.
+    """The attempts of one run. Every worker has the same.
 
     The next weight is a secant step in log weight and log bits, between the nearest attempts above and below the target
     where there are both.
+
+    Attributes:
+        target: wanted mean bits per dim.
+        tried: weight, and mean bits per dim at the end, of each attempt.
     """
 
     target: float
@@ -43,7 +51,7 @@ class WeightSearch:
 
     @property
     def weight(self) -> float:
-        """Of the next attempt."""
+        """The weight of the next attempt."""
         if not self.tried:
             return START
         points = [(math.log(weight), math.log(max(bits, 1e-6) / self.target)) for weight, bits in self.tried]
@@ -59,15 +67,15 @@ class WeightSearch:
             slope = min(SLOPES[1], max(SLOPES[0], (y1 - y0) / (x1 - x0)))
         return math.exp(x - min(STEP, max(-STEP, y / slope)))
 
-    def scalars(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
+    def state(self) -> State:
+        """Returns the attempts."""
         kept: dict[str, float] = {}
         for number, (weight, bits) in enumerate(self.tried):
             kept |= {f"attempt.{number}.weight": weight, f"attempt.{number}.bits": bits}
-        return kept
+        return State(scalars=kept)
 
-    def restore(self, scalars: dict[str, float]) -> None:
-        """Takes over what `scalars` gave."""
-        self.tried = []
+    def restore_(self, checkpoint: Checkpoint) -> None:
+        """Takes over the attempts that `state` gave."""
+        self.tried, scalars = [], checkpoint.scalars
         while (number := len(self.tried)) < ATTEMPTS and f"attempt.{number}.bits" in scalars:
             self.tried.append((scalars[f"attempt.{number}.weight"], scalars[f"attempt.{number}.bits"]))

@@ -1,7 +1,8 @@
-"""The parts of a run made from its config: for the run itself, and for what is measured before one."""
+"""Builds the parts of a run from its config: for the run itself, and for the measurements before one."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,7 +22,12 @@ from condense.matching.objectives import build_objective
 from condense.matching.schedule import Schedule
 from condense.synthetic.soft_labels import initial_logits
 from condense.synthetic.synthetic_set import SyntheticSet, initial_set
+from condense.workers.context import WorkerContext
 from condense.workers.mesh import Mesh
+from condense.workers.time_budget import TimeBudget
+
+EVALUATIONS = 5  # in a run that does not say how many
+FOLLOWED = 20  # in a run that ends when their curve has settled
 
 
 def build_engine(
@@ -96,3 +102,47 @@ def build_evaluator(config: RunConfig, class_count: int, normalisation: Normalis
         seed=config.seed,
         flip=config.evaluation.flip,
     )
+
+
+def build_budget(config: RunConfig, source: DataSource, started: float, context: WorkerContext) -> TimeBudget:
+    """Returns the clock of a run, which says how much time is left and when the set is evaluated.
+
+    Args:
+        config: of the run.
+        source: the data.
+        started: when the run began, by `time.perf_counter`.
+        context: of the worker.
+    """
+    within = config.time_budget_s is not None and not config.evaluation.every
+    return TimeBudget(
+        config.time_budget_s,
+        started=started,
+        evaluations=planned_evaluations(config),
+        every=0 if within else evaluation_interval(config),
+        ending=_ending(config, source, context.collective.size),
+        collective=context.collective,
+        device=context.device,
+    )
+
+
+def planned_evaluations(config: RunConfig) -> int:
+    """Returns how many evaluations a run makes that does not say `evaluation.every`."""
+    return FOLLOWED if config.evaluation.patience else EVALUATIONS
+
+
+def evaluation_interval(config: RunConfig) -> int:
+    """Returns the outer steps between two evaluations of a run without a time budget."""
+    return config.evaluation.every or math.ceil(config.outer_steps / planned_evaluations(config))
+
+
+def _ending(config: RunConfig, source: DataSource, workers: int) -> float:
+    """What the end of a run takes, in evaluations during it: by the images that pass through a learner."""
+    asked = config.evaluation
+    if not asked.test:
+        return 0.0
+    images = len(source.class_names) * config.images_per_class * config.images.factor**2
+    trained = 3 * RECIPES[asked.recipe].epochs * images  # forward, and twice that back
+    validation = min(asked.validation_images, source.count("validation"))
+    groups = math.ceil(asked.learners / workers) / math.ceil(asked.validation_learners / workers)
+    sets = 4 if asked.controls else 1
+    return sets * groups * (trained + source.count("test")) / (trained + validation)

@@ -20,17 +20,16 @@ import torch
 from torch import Tensor
 
 from condense.condensation.build import build_engine, build_evaluator, build_images, build_penalty
+from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
-from condense.condensation.loop import open_checked
-from condense.condensation.pinning import open_flow
 from condense.data.normalisation import normalisation_of
 from condense.errors import CapacityError, CondenseError
 from condense.flow.bits import measure
+from condense.flow.pinning import open_flow
 from condense.learners.evaluation import Evaluator
 from condense.matching.batches import CANDIDATES, EVERY
 from condense.matching.config import MatchingConfig
 from condense.matching.engine import Engine
-from condense.matching.engine_state import gather_state
 from condense.settings import validate
 from condense.synthetic.decoder import decode_uint8
 from condense.workers import checkpoints
@@ -156,6 +155,7 @@ def measure_costs(config: RunConfig, classes: int, threads: int, learners: int, 
         measured = sample[:50]
         measure(density, measured[:2], seed=0, device=device)
         bits = _seconds(lambda: measure(density, measured, seed=0, device=device)) / len(measured)
+    state = built[-1].state()
     return Costs(
         classes=classes,
         replicas=config.replicas,
@@ -175,7 +175,7 @@ def measure_costs(config: RunConfig, classes: int, threads: int, learners: int, 
         peak=_peak_mib(),
         images=sum(images.numel() for images in real) / MIB,
         device=torch.cuda.max_memory_reserved(device) / MIB if device.type == "cuda" else 0.0,
-        checkpoint=len(checkpoints.pack(Checkpoint(0, config.identity(), *gather_state(built[-1], Alone())))),
+        checkpoint=len(checkpoints.pack(Checkpoint(0, config.identity(), state.tensors, state.scalars))),
     )
 
 

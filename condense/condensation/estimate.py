@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 
+from condense.condensation.build import evaluation_interval
 from condense.condensation.calibration import MIB, Costs, calibrate
+from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
-from condense.condensation.loop import REAL_BITS_IMAGES, open_checked
-from condense.condensation.time_budget import evaluation_interval
+from condense.condensation.share import REAL_BITS_IMAGES
 from condense.data.slices import HELD_BYTES
 from condense.data.sources import DataSource
 from condense.learners.evaluation_process import THREADS

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
-from condense.condensation.loop import condense, open_checked
+from condense.condensation.loop import condense
 from condense.condensation.pinning import pin
 from condense.files import check_folder_writable
 from condense.synthetic.dataset import CondensedDataset, write_dataset

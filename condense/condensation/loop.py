@@ -1,9 +1,7 @@
-"""From a config to a condensed dataset: THE MAIN PATH.
+"""Condenses a dataset, from a config to images and the facts about them: THE MAIN PATH.
 
-Every worker runs `condense` with the same config and its own place in the collective; in one process there is one.
-A worker owns a slice of the classes: their real images, their synthetic images, their controls; with network replicas
-several workers may hold the same slice, and the same images of it. What all need (the validation and test splits, the
-set to evaluate) is small and is held or gathered by all.
+Every worker runs `condense` with the same config and its own context; in one process there is one worker. What a
+worker holds of the data: share.py. One step that moves the images: `matching/engine.py`.
 """
 
 from __future__ import annotations
@@ -11,301 +9,235 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from condense.condensation import provenance
 from condense.condensation.bits_target import WeightSearch
-from condense.condensation.build import build_engine, build_evaluator, build_images, build_penalty
+from condense.condensation.build import build_budget, build_engine, build_evaluator, build_images, build_penalty
+from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
-from condense.condensation.pinning import open_flow
-from condense.condensation.time_budget import TimeBudget
-from condense.condensation.validation import BITS, Following, Snapshot
-from condense.condensation.warm_start import starting_images
-from condense.data.normalisation import normalisation_of
-from condense.data.slices import HeldOut, load_held_out, load_slice, source_digest
-from condense.data.sources import DataSource, open_source
-from condense.data.splits import check_class_sizes
-from condense.errors import CheckpointError, FlowError
-from condense.flow.bits import Density, measure
-from condense.flow.store import flow_for
-from condense.learners.evaluation import Evaluation
-from condense.learners.networks import build_network
-from condense.matching.config import check_matching
+from condense.condensation.judging import judge, test_metrics
+from condense.condensation.share import WorkerShare, load_share
+from condense.condensation.validation import Snapshot, Validated, Validation
+from condense.data.slices import HeldOut, load_held_out
+from condense.errors import CheckpointError
+from condense.flow.bits import measure
+from condense.image_grid import image_grid
 from condense.matching.engine import Engine, StepResult
-from condense.matching.engine_state import gather_state, restore_state_
-from condense.synthetic import controls
 from condense.synthetic.dataset import CondensedDataset, content_digest
-from condense.synthetic.decoder import check_factor, decode_set
-from condense.synthetic.soft_labels import check_labels, from_codes, label_bits
-from condense.workers.capacity import TESTING, explain_out_of_memory
-from condense.workers.checkpoints import Checkpoint
+from condense.synthetic.soft_labels import from_codes, label_bits
+from condense.workers.checkpoints import Checkpoint, Resumable, State
 from condense.workers.context import WorkerContext
-from condense.workers.devices import local_device
-from condense.workers.mesh import build_mesh, check_mesh, class_slice
+from condense.workers.memory import explain_out_of_memory
+from condense.workers.time_budget import TimeBudget
 
 log = logging.getLogger(__name__)
 
-REAL_BITS_IMAGES = 500  # real images behind "bits per dim before": their mean is known to about 1 %
-
-
-def open_checked(config: RunConfig) -> tuple[DataSource, str | None]:
-    """The source and the name of the flow, after every check that needs no work: to be called before a run starts.
-
-    Raises:
-        SourceError: the data, or a class smaller than images_per_class.
-        ConfigError: settings that exclude each other, or do not fit the images' size.
-        FlowError: no flow fits, or one of another shape; None is returned where no bits are asked for.
-    """
-    source = open_source(config.source, config.data, seed=config.seed)
-    if config.workers == 0:
-        local_device(config.gpus_per_worker)
-    elif config.workers != "auto":
-        check_mesh(len(source.class_names), config.workers, config.replicas, config.max_workers)
-    check_matching(config.objective, config.matching)
-    check_labels(config.images.labels, config.objective)
-    check_factor(config.images.factor, source.shape)
-    check_class_sizes(source.class_counts, config.images_per_class, source.class_names)
-    starting_images(config, source)
-    build_network(config.network, source.shape, len(source.class_names))
-    if config.flow != "auto":
-        flow = open_flow(config, config.flow)
-        if flow.shape != source.shape:
-            raise FlowError(
-                f"flow {config.flow} measures images of shape {flow.shape}, {config.source} has {source.shape}",
-                "set data.image_size to the flow's, choose another flow, or fit one with `condense flow fit`",
-            )
-        return source, config.flow
-    try:
-        return source, flow_for(source.shape)
-    except FlowError:
-        if config.bits_weight > 0 or config.bits_target is not None:
-            raise
-        return source, None
+ACCURACY, STEP, BITS = "validation/accuracy", "validation/step", "bits_per_dim"  # names of metrics
 
 
 def condense(config: RunConfig, context: WorkerContext) -> CondensedDataset:
-    """The condensed dataset of a config, with bits, test accuracy and controls in its provenance.
+    """Returns the condensed dataset of a config, with bits, test accuracy and controls in its provenance.
 
-    Resumes from the latest checkpoint. All workers return the same dataset. With `evaluation.test` off the test split
-    is not read, and there are neither accuracy on it nor controls.
+    It goes on from the latest checkpoint. All workers return the same dataset. With `evaluation.test` off, the test
+    split is not read, and the provenance has neither an accuracy on it nor controls.
+
+    Args:
+        config: of the run.
+        context: of the worker.
 
     Raises:
-        CondenseError: see the parts.
+        CondenseError: data, flow, settings, checkpoints, memory, or numbers that are not finite.
     """
     started = time.perf_counter()
     source, flow_name = open_checked(config)
-    mesh, device = build_mesh(context.collective, config.replicas), context.device
-    slices = mesh.over_slices
-    classes = class_slice(len(source.class_names), slices.rank, slices.size)
-    real = load_slice(source, classes, mesh.everyone, device)
-    digest = source_digest(real, classes, source.class_names, slices, device)
-    real = [images.to(device) for images in real]
-    normalisation = normalisation_of(real, slices)
-    density = None if flow_name is None else open_flow(config, flow_name, device=device)
-    penalty = build_penalty(config, density, device)
-    synthetic = build_images(config, source, real, classes)
-    engine = build_engine(config, len(source.class_names), real, normalisation, penalty, synthetic, mesh)
-    evaluator = build_evaluator(config, len(source.class_names), normalisation)
-    pace = TimeBudget(config, source, started, mesh.everyone, device)
-    limit = config.evaluation.validation_images
-    validation = load_held_out(source, "validation", classes, mesh, device, limit=limit)
-    with Following(config, context, evaluator, engine.schedule, validation) as following:
-        run = _Run(config, context, engine, following, density, real, classes, pace)
-        run.optimise()
-    images = run.whole(engine.synthetic.images_uint8())
-    labels, soft = run.whole(engine.synthetic.labels), run.soft_labels()
-    found = (
-        run.judge(images, labels, soft, HeldOut(source, classes, mesh, device))
-        if config.evaluation.test
-        else {"controls": {}}
+    share = load_share(config, source, flow_name, context)
+    synthetic = build_images(config, source, share.real, share.classes)
+    engine = build_engine(
+        config,
+        len(share.class_names),
+        share.real,
+        share.normalisation,
+        build_penalty(config, share.flow, share.device),
+        synthetic,
+        share.mesh,
     )
-    bits, bits_per_dim, png_bytes = provenance.cost(density, images.cpu(), seed=config.seed, device=device)
+    evaluator = build_evaluator(config, len(share.class_names), share.normalisation)
+    limit = config.evaluation.validation_images
+    held_out = load_held_out(source, "validation", share.classes, share.mesh, share.device, limit=limit)
+    budget = build_budget(config, source, started, context)
+    with Validation(config, context, evaluator, held_out) as validation:
+        optimisation = Optimisation(config, context, share, engine, validation, budget)
+        optimisation.run()
+    images, labels, soft = optimisation.images(), optimisation.labels(), optimisation.soft_labels()
+    judged: dict[str, Any] = {"controls": {}}
+    if config.evaluation.test:
+        test = HeldOut(source, share.classes, share.mesh, share.device)
+        judged = judge(config, context, share, evaluator, test, images, labels, soft)
+        if context.first:
+            context.tracker.metrics(test_metrics(judged), engine.schedule.total)
+    images, labels = images.cpu(), labels.cpu()
+    bits, bits_per_dim, png_bytes = provenance.cost(share.flow, images, seed=config.seed, device=share.device)
     facts = provenance.describe(
         config,
-        source=source.description() | {"digest": digest},
-        flow=None if flow_name is None or density is None else {"name": flow_name, "digest": density.digest},
-        normalisation=normalisation,
-        content_digest=content_digest(images.cpu(), labels.cpu(), source.class_names, soft),
+        source=source.description() | {"digest": share.source_digest},
+        flow=None if share.flow is None else {"name": str(flow_name), "digest": share.flow.digest},
+        normalisation=share.normalisation,
+        content_digest=content_digest(images, labels, share.class_names, soft),
     )
-    facts |= found | {
+    facts |= judged | {
         "outer_steps": engine.schedule.total,
         "ended_by": engine.schedule.why,
-        "validation": following.validation,
+        "validation": validation.latest,
         "bits": {
-            "per_dim_before": run.real_bits(),
+            "per_dim_before": share.real_bits(),
             "per_dim_after": None if bits_per_dim is None else float(bits_per_dim.mean()),
             "per_set": None if bits is None else float(bits.sum()) + label_bits(soft),
             "labels_per_set": label_bits(soft),
             "png_bytes": int(png_bytes.sum()),
             "weight": engine.bits_weight,
-            "attempts": None if run.target is None else run.target.tried,
+            "attempts": None if optimisation.target is None else optimisation.target.tried,
         },
         "seconds": time.perf_counter() - started,
         "seconds_by_part": dict(engine.stopwatch.seconds),
     }
     taught = None if soft is None else soft.cpu()
-    return CondensedDataset(images.cpu(), labels.cpu(), source.class_names, bits, bits_per_dim, taught, facts)
+    return CondensedDataset(images, labels, share.class_names, bits, bits_per_dim, taught, facts)
 
 
-class _Run:
-    """The stages of one run on one worker."""
+class Optimisation:
+    """All outer steps of one run on one worker, with evaluations and checkpoints between them.
+
+    With `bits_target` the steps are done several times, each time with another weight of the bits.
+
+    Attributes:
+        target: the attempts at a target of bits; None without one.
+    """
 
     def __init__(
         self,
         config: RunConfig,
         context: WorkerContext,
+        share: WorkerShare,
         engine: Engine,
-        following: Following,
-        density: Density | None,
-        real: list[Tensor],
-        classes: range,
-        pace: TimeBudget,
+        validation: Validation,
+        budget: TimeBudget,
     ) -> None:
-        self.config, self.context, self.engine, self.following = config, context, engine, following
-        self.density, self.real, self.classes = density, real, classes
-        self.mesh, self.first = engine.mesh, context.collective.rank == 0
+        self.config, self.context, self.share, self.engine = config, context, share, engine
+        self.validation, self.budget, self.schedule = validation, budget, engine.schedule
         self.target = None if config.bits_target is None else WeightSearch(config.bits_target)
-        self.attempted = 0  # outer steps of earlier attempts at the target
-        self.schedule, self.pace = engine.schedule, pace
+        self._parts: list[Resumable] = [engine, validation, self.schedule, budget]
+        self._parts += [] if self.target is None else [self.target]
+        self._every = config.checkpoint_every
 
-    def optimise(self) -> None:
-        """All outer steps from the latest checkpoint on, with evaluations and checkpoints between them."""
-        config, schedule = self.config, self.schedule
-        beginning = [parameter.detach().clone() for parameter in self.engine.synthetic.parameters]
-        step = self._restore()
+    def run(self) -> None:
+        """Does all outer steps, from the latest checkpoint on."""
+        beginning = self.engine.synthetic.copy_parameters()
+        done = self._restore()
         while True:
-            if self.target is not None:
-                self.engine.bits_weight = self.target.weight
-            while step < schedule.total:
-                with explain_out_of_memory(lambda: self.engine.stopwatch.running), self.pace.time_step():
-                    result = self.engine.outer_step(step)
-                step += 1
-                self.pace.set_end_(schedule, step)
-                self.context.tell("condensing", step, schedule.total, _numbers(result))
-                self.following.tell_arrived(step)
-                if self.pace.evaluation_due(schedule, step):
-                    with self.pace.time_evaluation():
-                        self.following.follow(self._snapshot(step, result))
-                keep_every = config.checkpoint_every or max(1, schedule.total // 20)
-                if step % keep_every == 0 or step == schedule.total:
-                    self._save(step, result)
-            if self._arrived():
-                self.following.finish(step)
-                return
-            for parameter, start in zip(self.engine.synthetic.parameters, beginning, strict=True):
-                with torch.no_grad():
-                    parameter.copy_(start)
-            self.engine.synthetic.averaged = 0
-            self.engine.optimizer.state.clear()
-            step = 0
+            self._attempt(done)
+            if self._is_last_attempt():
+                break
+            self.engine.start_again_(beginning)
+            done = 0
+        self._record(self.validation.finish(), self.schedule.total)
 
-    def _arrived(self) -> bool:
-        """Whether the images are the result: there is no target, or the attempt that ended is the last."""
-        if self.target is None or self.density is None:
-            return True
-        images = self.whole(self.engine.synthetic.images_uint8()).cpu()
-        bits = measure(self.density, images, seed=self.config.seed, device=self.context.device).mean
-        self.target.tried.append((self.engine.bits_weight, bits))
-        self.attempted += self.config.outer_steps
-        number = len(self.target.tried)
-        log.info(
-            "attempt %d at %g bits per dim: weight %.4g gave %.4f", number, self.target.target, *self.target.tried[-1]
-        )
-        return self.target.over
+    def images(self) -> Tensor:
+        """Returns the whole set, uint8 (N, C, H, W), classes in order. All workers call it."""
+        return self.share.whole(self.engine.synthetic.images_uint8())
 
-    def whole(self, part: Tensor) -> Tensor:
-        """Per-class rows (C, ipc, ...) of the slice to the whole set's (N, ...), classes in order."""
-        return self.mesh.over_slices.gather(part.contiguous()).flatten(0, 1)
+    def labels(self) -> Tensor:
+        """Returns the classes that the images are made for, int64 (N,)."""
+        return self.share.whole(self.engine.synthetic.labels)
 
     def soft_labels(self) -> Tensor | None:
-        """Of the whole set, float32 (N, classes), as they are evaluated and written; None where labels are hard."""
+        """Returns float32 (N, classes), as they are evaluated and written; None where labels are hard."""
         codes = self.engine.synthetic.label_codes()
-        return None if codes is None else from_codes(self.whole(codes))
+        return None if codes is None else from_codes(self.share.whole(codes))
 
-    def judge(self, images: Tensor, labels: Tensor, soft: Tensor | None, test: HeldOut) -> dict[str, Any]:
-        """The one look at the test split: the set, and the controls beside it, whose labels are hard."""
-        config, seed, ipc = self.config, self.config.seed, self.config.images_per_class
-        after = self._mean_bits(images.view(-1, ipc, *images.shape[1:])[self.classes.start : self.classes.stop])
-        sets: dict[str, Tensor] = {}
-        if config.evaluation.controls:
-            random = controls.random_real(self.real, self.classes, ipc, seed=seed)
-            sets["random_real"] = random
-            sets["kmeans_real"] = controls.kmeans_real(self.real, self.classes, ipc, seed=seed)
-            if after is not None:
-                sets["jpeg_real"], quality = controls.jpeg_at_bits(
-                    random, after, lambda part: self._mean_bits(part) or 0.0
-                )
-        trained_on = decode_set(images, labels if soft is None else soft, config.images.factor)
-        evaluation = self._test(*trained_on, test, "set", 0, 1 + len(sets))
-        found: dict[str, Any] = {"evaluation": evaluation.description(), "controls": {}}
-        for index, (name, part) in enumerate(sets.items()):
-            control = self._test(self.whole(part), labels, test, name, index + 1, 1 + len(sets))
-            found["controls"][name] = {
-                "accuracy_mean": control.mean,
-                "accuracy_std": control.std,
-                "bits_per_dim": self._mean_bits(part),
-            }
-        if "jpeg_real" in sets:
-            found["controls"]["jpeg_real"]["quality"] = quality
-        if self.first:
-            final = {"test/accuracy": evaluation.mean, "test/accuracy_std": evaluation.std}
-            final |= {f"test/{name}": control["accuracy_mean"] for name, control in found["controls"].items()}
-            self.context.tracker.metrics(final, self.schedule.total)
-        return found
+    @property
+    def attempted(self) -> int:
+        """Outer steps of earlier attempts at the target of bits."""
+        return 0 if self.target is None else len(self.target.tried) * self.config.outer_steps
 
-    def real_bits(self) -> float | None:
-        """Mean bits per dim of some real images of every class; None without a flow."""
-        per_class = max(1, REAL_BITS_IMAGES // self.following.evaluator.classes)
-        count = min(per_class, *(len(images) for images in self.real))
-        return self._mean_bits(controls.random_real(self.real, self.classes, count, seed=self.config.seed))
+    def _attempt(self, done: int) -> None:
+        """All outer steps after the first `done`, with one weight of the bits."""
+        if self.target is not None:
+            self.engine.bits_weight = self.target.weight
+        while done < self.schedule.total:
+            with explain_out_of_memory(self.engine.under_way), self.budget.time_step():
+                result = self.engine.outer_step(done)
+            done += 1
+            left = self.budget.left()
+            if left is not None:
+                self.schedule.use_time_(done, *left)
+            total = self.schedule.total
+            self.context.report("condensing", done, total, _metrics(result))
+            self._record(self.validation.arrived(), done)
+            if self.budget.evaluation_due(done, total):
+                with self.budget.time_evaluation():
+                    self._evaluate(done, result)
+            if done % (self._every or max(1, self.schedule.total // 20)) == 0 or done == self.schedule.total:
+                self._save(done, result)
 
-    def _test(self, images: Tensor, labels: Tensor, test: HeldOut, name: str, index: int, total: int) -> Evaluation:
-        learners, everyone = self.config.evaluation.learners, self.mesh.everyone
-        self.context.tell(f"testing {name}", index, total, {})
-        with explain_out_of_memory(lambda: TESTING):
-            evaluation = self.following.evaluator.evaluate(images, labels, test, learners=learners, collective=everyone)
-        self.context.tell(f"tested {name}", index + 1, total, {"accuracy": evaluation.mean})
-        return evaluation
+    def _is_last_attempt(self) -> bool:
+        """Whether the images are the result: there is no target, or the attempt that ended is the last."""
+        if self.target is None or self.share.flow is None:
+            return True
+        bits = measure(self.share.flow, self.images().cpu(), seed=self.config.seed, device=self.share.device).mean
+        self.target.tried.append((self.engine.bits_weight, bits))
+        number, tried = len(self.target.tried), self.target.tried[-1]
+        log.info("attempt %d at %g bits per dim: weight %.4g gave %.4f", number, self.target.target, *tried)
+        return self.target.over
 
-    def _mean_bits(self, part: Tensor) -> float | None:
-        """Mean bits per dim over all slices of slice images (C, n, channels, H, W); None without a flow."""
-        if self.density is None:
-            return None
-        report = measure(self.density, part.flatten(0, 1).cpu(), seed=self.config.seed, device=self.context.device)
-        sums = torch.tensor([float(report.bits_per_dim.sum()), len(report.bits_per_dim)], device=self.context.device)
-        # Over everyone, so that all have the same number: the workers of a slice add it to both sums equally often.
-        total, count = self.mesh.everyone.sum_(sums).tolist()
-        return float(total / count)
+    def _evaluate(self, done: int, result: StepResult) -> None:
+        snapshot = self._snapshot(done, result)
+        if self.context.first:
+            grid = image_grid(snapshot.images.cpu(), images_per_class=self.config.images_per_class)
+            self.context.tracker.images("synthetic", grid, snapshot.step)
+        self._record(self.validation.evaluate(snapshot), done)
 
     def _snapshot(self, done: int, result: StepResult) -> Snapshot:
         """The set after `done` outer steps, and what is recorded of it."""
-        images, soft = self.whole(self.engine.synthetic.images_uint8()), self.soft_labels()
-        labels = self.whole(self.engine.synthetic.labels) if soft is None else soft
-        values = _numbers(result)
-        bits = self._mean_bits(self.engine.synthetic.images_uint8())
+        images, soft = self.images(), self.soft_labels()
+        values = _metrics(result)
+        bits = self.share.mean_bits(self.engine.synthetic.images_uint8())
         if bits is not None:
             values[BITS] = bits
         values |= {f"seconds/{part}": spent for part, spent in self.engine.stopwatch.seconds.items()}
         if self.target is not None:
             values["bits_weight"] = self.engine.bits_weight
-        return Snapshot(self.attempted + done, done, images, labels, values)
+        return Snapshot(self.attempted + done, done, images, self.labels() if soft is None else soft, values)
+
+    def _record(self, found: Iterable[Validated], done: int) -> None:
+        """Tells the schedule, the tracker and the person what evaluations have found, after `done` outer steps."""
+        for validated in found:
+            snapshot, accuracy = validated.snapshot, validated.evaluation.mean
+            self.schedule.follow_(snapshot.done, accuracy, snapshot.values.get(BITS))
+            if not self.context.first:
+                continue
+            values = {ACCURACY: accuracy} | snapshot.values
+            self.context.tracker.metrics(values, snapshot.step)
+            stage = "condensing"
+            if self.validation.beside:
+                values = {ACCURACY: accuracy, STEP: snapshot.done} | _only(snapshot.values, BITS)
+                stage += ", evaluated in the way" if self.validation.process_ended else ""
+            self.context.report(stage, done, self.schedule.total, values)
 
     def _save(self, done: int, result: StepResult) -> None:
-        gathered, scalars = gather_state(self.engine, self.mesh.over_slices)
-        identity = self.config.identity()
-        waiting, found = self.following.state()
-        gathered, scalars = gathered | waiting, scalars | found
-        scalars |= self.schedule.scalars() | self.pace.scalars()
-        scalars |= {} if self.target is None else self.target.scalars()
-        at = self.attempted + done
-        checkpoint = Checkpoint(at, identity, gathered, scalars)
-        self.context.checkpoints.save(checkpoint if self.first else None, {"step": at, **_numbers(result)})
+        state = State()
+        for part in self._parts:
+            state |= part.state()
+        step = self.attempted + done
+        checkpoint = Checkpoint(step, self.config.identity(), state.tensors, state.scalars)
+        metrics = {"step": step, **_metrics(result)}
+        self.context.checkpoints.save(checkpoint if self.context.first else None, metrics)
 
     def _restore(self) -> int:
-        """The next outer step of the attempt: 0, or that of the latest checkpoint, whose state is taken over."""
+        """Takes over the latest checkpoint, and returns the outer steps of the attempt that are done."""
         checkpoint = self.context.checkpoints.latest()
         if checkpoint is None:
             return 0
@@ -314,19 +246,18 @@ class _Run:
                 f"the stored checkpoint belongs to run {checkpoint.identity}, this is {self.config.identity()}",
                 "a changed config starts a new run: set storage to another folder",
             )
-        restore_state_(self.engine, checkpoint, slice(self.classes.start, self.classes.stop))
-        self.schedule.restore_(checkpoint.scalars)
-        self.pace.restore_(checkpoint.scalars)
-        if self.target is not None:
-            self.target.restore(checkpoint.scalars)
-            self.attempted = len(self.target.tried) * self.config.outer_steps
-        self.following.restore_(checkpoint)
+        for part in self._parts:
+            part.restore_(checkpoint)
         log.info("resuming at outer step %d", checkpoint.step)
         return checkpoint.step - self.attempted
 
 
-def _numbers(result: StepResult) -> dict[str, float]:
+def _metrics(result: StepResult) -> dict[str, float]:
     values = {"distance": result.distance}
     if not math.isnan(result.bits_per_dim):
         values["training_bits_per_dim"] = result.bits_per_dim
     return values
+
+
+def _only(values: dict[str, float], name: str) -> dict[str, float]:
+    return {name: values[name]} if name in values else {}

@@ -28,6 +28,9 @@ from condense.pixels import to_float
 from condense.workers.collective import Collective
 from condense.workers.devices import allow_tf32, to_device
 
+# What an evaluation does, and the settings that lower its memory: for `explain_out_of_memory`.
+TESTING = ("testing learners", "evaluation.learners, evaluation.validation_learners or network.width")
+
 TEST_BATCH = 250  # images per forward of each learner; larger ones leave a CPU's cache
 
 

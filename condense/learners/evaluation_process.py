@@ -26,10 +26,9 @@ import torch
 from torch import Tensor
 
 from condense.errors import CapacityError, CondenseError
-from condense.learners.evaluation import Evaluation, Evaluator
-from condense.workers.capacity import TESTING, explain_out_of_memory
+from condense.learners.evaluation import TESTING, Evaluation, Evaluator
 from condense.workers.collective import Alone
-from condense.workers.memory import keep_freed_memory
+from condense.workers.memory import explain_out_of_memory, keep_freed_memory
 
 log = logging.getLogger(__name__)
 

@@ -1,14 +1,16 @@
-"""Which real images a match step sees: random ones, or representatives of their class (DREAM).
+"""Draws the real images that a match step sees: random ones, or representatives of their class (DREAM).
 
-Liu et al. 2023 cluster a class's images in the network's feature space and match those nearest to the centres: fewer
-steps suffice. Ours clusters a random part of the class, so that the price does not grow with it, and in the features of
-the network as it is before any training at that outer step, so that a resumed run chooses the same.
+Liu et al. 2023 cluster the images of a class in the network's feature space and match the images nearest to the
+centres: fewer steps suffice. Ours differs in two ways. It clusters a random part of the class, so that its cost does
+not grow with the class. And it takes the features of the network as it is before any training at that outer step, so
+that a resumed run chooses the same images.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,16 +27,16 @@ LLOYD = 10  # iterations of k-means: batches need no more than rough centres
 
 
 def random_rows(count: int, size: int, generator: torch.Generator) -> Tensor:
-    """`size` of `count` rows, without replacement where there are enough: (size,) int64."""
+    """Draws `size` of `count` rows, without replacement where there are enough: (size,) int64."""
     if count >= size:
         return torch.randperm(count, generator=generator)[:size]
     return torch.randint(count, (size,), generator=generator)
 
 
 def representatives(features: Tensor, count: int) -> Tensor:
-    """Rows (count,) of features (n, d) nearest to the centres of a k-means that starts at the first `count` rows.
+    """Returns the rows (count,) of features (n, d) that are nearest to the centres of a k-means.
 
-    n >= count. A centre without rows stays where it is.
+    The k-means starts at the first `count` rows; n >= count. A centre without rows stays where it is.
     """
     centres = features[:count].clone()
     for _ in range(LLOYD):
@@ -46,7 +48,7 @@ def representatives(features: Tensor, count: int) -> Tensor:
 
 
 class RealBatches:
-    """Batches of the classes of one slice, for one network replica."""
+    """Draws batches of the classes of one slice, for one network replica."""
 
     def __init__(self, real: Sequence[Tensor], labels: Sequence[int], size: int, seed: int, replica: int = 0) -> None:
         """
@@ -60,7 +62,7 @@ class RealBatches:
         self.real, self.labels, self.size, self.seed, self.replica = real, labels, size, seed, replica
 
     def random(self, match: int, *, size: int | None = None, purpose: str = "real-batch") -> Tensor:
-        """uint8 (C, size, channels, H, W): random images of each class, with replacement only if size > n_c."""
+        """Draws images of each class, uint8 (C, size, channels, H, W), with replacement only where size > n_c."""
         rows = []
         for label, images in zip(self.labels, self.real, strict=True):
             draws = seeding.generator(self.seed, purpose, step=match, index=label, replica=self.replica)
@@ -70,7 +72,7 @@ class RealBatches:
 
     @torch.no_grad()
     def representative(self, match: int, network: Learner, normalisation: Normalisation) -> Tensor:
-        """uint8 (C, size, channels, H, W): images nearest to the cluster centres of each class's features."""
+        """Returns images near the cluster centres of each class's features, uint8 (C, size, channels, H, W)."""
         rows = []
         for label, images in zip(self.labels, self.real, strict=True):
             draws = seeding.generator(self.seed, "representatives", step=match, index=label, replica=self.replica)
@@ -81,9 +83,56 @@ class RealBatches:
         return torch.stack(rows)
 
 
+class StepBatches:
+    """The real batch of every match step of one replica: a new random one, or representatives that are kept for some.
+
+    They are chosen by the network of the match step at which the choice is due. Where a run was resumed since, that
+    network is made again for the choice.
+    """
+
+    def __init__(
+        self,
+        choice: Literal["random", "representative"],
+        match_steps: int,
+        batches: RealBatches,
+        network: Learner,
+        normalisation: Normalisation,
+        start_: Callable[[int, int], None],
+    ) -> None:
+        """
+        Args:
+            choice: how images are chosen.
+            match_steps: of an outer step.
+            batches: draws the images.
+            network: the replica's, whose features representatives are chosen by.
+            normalisation: of the images that the network sees.
+            start_: makes `network` that of an outer step and a match step, before any training.
+        """
+        self.choice, self.match_steps, self.batches = choice, match_steps, batches
+        self.network, self.normalisation, self.start_ = network, normalisation, start_
+        self._chosen_at, self._batch = -1, torch.empty(0)
+
+    def at(self, match: int) -> Tensor:
+        """Returns the batch of a match step, uint8 (C, B, channels, H, W)."""
+        if self.choice == "random":
+            return self.batches.random(match)
+        due = choice_at(match, self.match_steps)
+        if due != self._chosen_at:
+            resumed = due < match - match % self.match_steps  # the network of an earlier outer step chooses
+            if resumed:
+                self.start_(due // self.match_steps, due)
+            self._chosen_at, self._batch = due, self.batches.representative(due, self.network, self.normalisation)
+            if resumed:
+                self.start_(match // self.match_steps, match)
+        return self._batch
+
+
 def choice_at(match: int, match_steps: int) -> int:
-    """The match step, at or before `match`, at which representatives are chosen: the first of an outer step, and then
-    every `EVERY` match steps; of several outer steps together where one has fewer match steps than that."""
+    """Returns the match step, at or before `match`, at which representatives are chosen.
+
+    That is the first of an outer step, and then every `EVERY` match steps. Where an outer step has fewer match steps
+    than that, several outer steps share a choice.
+    """
     outer, inner = divmod(match, match_steps)
     if match_steps >= EVERY:
         return outer * match_steps + inner - inner % EVERY

@@ -1,6 +1,7 @@
-"""The images' parameters and their optimiser's state, between an engine, which has a slice, and a whole checkpoint.
+"""Moves the images' parameters and their optimiser's state between an engine and a checkpoint.
 
-Names are LEVEL.parameter and LEVEL.STATE; a state of a parameter's shape is a tensor, any other is a number.
+An engine has one slice of the classes, a checkpoint has all of them. Names are LEVEL.parameter and LEVEL.STATE. A state
+of the parameter's shape is a tensor, any other is a number.
 """
 
 from __future__ import annotations
@@ -10,32 +11,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condense.matching.engine import Engine
-from condense.workers.checkpoints import Checkpoint
+from condense.synthetic.synthetic_set import SyntheticSet
+from condense.workers.checkpoints import Checkpoint, State
 from condense.workers.collective import Collective
 
 
-def gather_state(engine: Engine, collective: Collective) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The tensors, gathered over the slices, and the numbers of a checkpoint."""
+def gather_state(synthetic: SyntheticSet, optimizer: torch.optim.Optimizer, over_slices: Collective) -> State:
+    """Returns the whole set's tensors, and the numbers.
+
+    Args:
+        synthetic: the slice's images.
+        optimizer: of their parameters.
+        over_slices: the workers, one of each slice.
+    """
     gathered: dict[str, Tensor] = {}
     scalars: dict[str, float] = {}
-    for level, parameter in enumerate(engine.synthetic.parameters):
-        state = {"parameter": parameter.detach(), **engine.optimizer.state[parameter]}
-        if engine.synthetic.averages is not None:
-            state |= {"average": engine.synthetic.averages[level], "averaged": engine.synthetic.averaged}
-        # By name: after a restart the state has the order in which a file happened to be read, another on every worker,
+    for level, parameter in enumerate(synthetic.parameters):
+        state = {"parameter": parameter.detach(), **optimizer.state[parameter]}
+        if synthetic.averages is not None:
+            state |= {"average": synthetic.averages[level], "averaged": synthetic.averaged}
+        # By name. After a restart the state has the order in which a file happened to be read, another on every worker,
         # and tensors of one shape would be gathered from different states.
         for name, value in sorted(state.items()):
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                gathered[f"{level}.{name}"] = collective.gather(value)
+                gathered[f"{level}.{name}"] = over_slices.gather(value)
             elif value is not None:
                 scalars[f"{level}.{name}"] = float(value)
-    return gathered, scalars
+    return State(gathered, scalars)
 
 
-def restore_state_(engine: Engine, checkpoint: Checkpoint, rows: slice) -> None:
-    """Takes over what `gather_state` gave; rows: the classes of this worker."""
-    for level, parameter in enumerate(engine.synthetic.parameters):
+def restore_state_(synthetic: SyntheticSet, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+    """Takes over what `gather_state` gave, for the classes that the slice owns."""
+    rows = slice(synthetic.owned.start, synthetic.owned.stop)
+    for level, parameter in enumerate(synthetic.parameters):
         state: dict[str, Any] = {}
         for name, tensor in checkpoint.tensors.items():
             if name.startswith(f"{level}."):
@@ -45,8 +53,8 @@ def restore_state_(engine: Engine, checkpoint: Checkpoint, rows: slice) -> None:
                 state[name.removeprefix(f"{level}.")] = torch.tensor(value)
         with torch.no_grad():
             parameter.copy_(state.pop("parameter"))
-            if engine.synthetic.averages is not None:
-                engine.synthetic.averages[level].copy_(state.pop("average"))
-                engine.synthetic.averaged = int(state.pop("averaged"))
+            if synthetic.averages is not None:
+                synthetic.averages[level].copy_(state.pop("average"))
+                synthetic.averaged = int(state.pop("averaged"))
         if state:
-            engine.optimizer.state[parameter] = state
+            optimizer.state[parameter] = state

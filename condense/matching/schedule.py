@@ -1,24 +1,26 @@
-"""When a run's outer steps end, and how far the image learning rate has come on its way there.
+"""Decides at which outer step a run ends, and how far the image learning rate has come down by then.
 
 A run does `outer_steps` of them, unless its validation curve settles (`evaluation.patience`) or it has a
-`time_budget_s`. An end that moves bends the schedule: from where it is, the phase goes on evenly to 1 at the new end,
-so that the rate of the images has always come down when a run ends.
+`time_budget_s`. Where the end moves, the phase goes on evenly from where it is to 1 at the new end. So the learning
+rate of the images has always come down when a run ends.
 """
 
 from __future__ import annotations
 
 import math
 
-GAIN = 0.5  # points of validation accuracy that are progress
-SAVING = 0.99  # or bits per dim at most this share of the fewest before
-COOLDOWN = 0.2  # of the steps done: what a settled run still does while its rate comes down
+from condense.workers.checkpoints import Checkpoint, State
+
+GAIN = 0.5  # more points of validation accuracy than before are progress
+SAVING = 0.99  # so are bits per dim of at most this share of the fewest before
+COOLDOWN = 0.2  # a settled run still does this share of the steps done, while its learning rate comes down
 
 REASONS = ("outer_steps", "settled", "time")  # why a run ends where it does
 _PREFIX = "schedule."
 
 
 class Schedule:
-    """The end of a run, which may move, and the phase of its learning rate.
+    """The end of one run, and the phase of its image learning rate.
 
     Attributes:
         total: outer steps of the run.
@@ -32,20 +34,25 @@ class Schedule:
         self.followed: list[tuple[float, float]] = []
 
     def phase(self, update: int, updates: int) -> float:
-        """The share of the way that lies behind, 0 to 1, at an image update of the run; `updates`: of an outer step."""
+        """Returns the share of the run that is done, 0 to 1, at an image update; `updates`: of one outer step."""
         behind = (update - self.bend * updates) / ((self.total - self.bend) * updates)
         return self.phase_there + (1 - self.phase_there) * behind
 
     def end_at_(self, done: int, total: int) -> None:
-        """After `done` outer steps: the run ends at `total`."""
+        """Moves the end to `total`, after `done` outer steps."""
         if total != self.total and done < self.total:
             self.bend, self.phase_there = done, self.phase(done, 1)
         self.total = total
 
-    def time_left_(self, done: int, seconds: float, spent: float, steps: int) -> None:
-        """After `done` outer steps: as many more as the seconds hold, at the pace of `steps` that took `spent`.
+    def use_time_(self, done: int, seconds: float, spent: float, steps: int) -> None:
+        """Moves the end to where the time is used up, after `done` outer steps.
 
-        A settled run's end only comes nearer.
+        The end of a settled run only comes nearer.
+
+        Args:
+            done: outer steps so far.
+            seconds: the time that is left for more.
+            spent: the seconds that `steps` of them took.
         """
         total = done + max(0, math.floor(seconds * steps / spent))
         if self.why != "settled":
@@ -55,10 +62,15 @@ class Schedule:
         self.end_at_(done, total)
 
     def follow_(self, done: int, accuracy: float, bits: float | None) -> None:
-        """An evaluation after `done` outer steps: validation percent, bits per dim; may bring the end nearer.
+        """Takes in an evaluation after `done` outer steps, which may bring the end nearer.
 
-        A curve has settled where over `patience` evaluations neither accuracy rose by GAIN points nor bits fell below
+        The curve has settled where over `patience` evaluations neither accuracy rose by GAIN points nor bits fell below
         SAVING of what was best before.
+
+        Args:
+            done: outer steps of the set that was evaluated.
+            accuracy: on validation images, percent.
+            bits: mean bits per dim, or None.
         """
         if not self.patience:
             return
@@ -73,15 +85,16 @@ class Schedule:
             self.why = "settled"
             self.end_at_(done, end)
 
-    def scalars(self) -> dict[str, float]:
-        """For a checkpoint."""
+    def state(self) -> State:
+        """Returns the end, what decided it, and the curve so far."""
         values = {"total": self.total, "bend": self.bend, "phase": self.phase_there, "why": REASONS.index(self.why)}
         for number, (accuracy, bits) in enumerate(self.followed):
             values |= {f"accuracy.{number}": accuracy, f"bits.{number}": bits}
-        return {_PREFIX + name: float(value) for name, value in values.items()}
+        return State(scalars={_PREFIX + name: float(value) for name, value in values.items()})
 
-    def restore_(self, scalars: dict[str, float]) -> None:
-        """Takes over what `scalars` gave, if it is there."""
+    def restore_(self, checkpoint: Checkpoint) -> None:
+        """Takes over what `state` gave, if it is there."""
+        scalars = checkpoint.scalars
         values = {name.removeprefix(_PREFIX): value for name, value in scalars.items() if name.startswith(_PREFIX)}
         if not values:
             return

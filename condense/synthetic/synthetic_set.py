@@ -117,6 +117,17 @@ class SyntheticSet:
         weight = 1 - min(self.averaging, self.averaged / (self.averaged + 10))
         torch._foreach_lerp_(self.averages, list(self.parameters), weight)
 
+    def copy_parameters(self) -> list[Tensor]:
+        """Returns copies of the parameters, to start again from."""
+        return [parameter.detach().clone() for parameter in self.parameters]
+
+    @torch.no_grad()
+    def set_parameters_(self, parameters: Sequence[Tensor]) -> None:
+        """Sets the parameters to those of `copy_parameters`, and begins their average anew."""
+        for parameter, start in zip(self.parameters, parameters, strict=True):
+            parameter.copy_(start)
+        self.averaged = 0
+
     @property
     def ipc(self) -> int:
         """Images per class."""

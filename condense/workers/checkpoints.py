@@ -1,13 +1,13 @@
-"""Where a run can go on from: one small safetensors file per kept step, written whole or not at all.
+"""Keeps what a job can go on from: one small safetensors file for each kept step, written whole or not at all.
 
-A checkpoint holds the whole set's parameters and optimiser state (gathered over workers), the next outer step, and
-the identity of the run. It does not depend on how many workers wrote it. Random generators need no state: they are
-made from the seed and the step.
+A checkpoint holds a job's tensors and numbers (gathered over its workers), the number of steps done, and the identity
+of the job. It does not depend on how many workers wrote it. Random generators need no state: they are made from the
+seed and the step.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -20,13 +20,38 @@ FILE = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
+class State:
+    """What one part of a job puts into a checkpoint: tensors and numbers, under names that no other part uses."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    scalars: dict[str, float] = field(default_factory=dict)
+
+    def __or__(self, other: State) -> State:
+        """Returns both together."""
+        return State(self.tensors | other.tensors, self.scalars | other.scalars)
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """State after `step` outer steps; the leading dimension of each tensor is classes. `identity` is the run's."""
+    """The state of a whole job after `step` steps.
+
+    `identity` is the job's. In a condensation run the leading dimension of each tensor is classes.
+    """
 
     step: int
     identity: str
     tensors: dict[str, Tensor]
     scalars: dict[str, float]
+
+
+class Resumable(Protocol):
+    """A part of a job that can be stopped and restored. All workers call both methods at the same step."""
+
+    def state(self) -> State:
+        """Returns what the part needs to go on, the same on every number of workers."""
+
+    def restore_(self, checkpoint: Checkpoint) -> None:
+        """Takes over what `state` gave; what the checkpoint does not have stays as it is."""
 
 
 class Checkpoints(Protocol):
@@ -36,17 +61,17 @@ class Checkpoints(Protocol):
         """Makes the checkpoint the latest."""
 
     def latest(self) -> Checkpoint | None:
-        """The last one saved under this run, or None."""
+        """Returns the last one that was saved under this job, or None."""
 
 
 class NoCheckpoints:
     """Keeps nothing."""
 
     def save(self, checkpoint: Checkpoint | None, metrics: dict[str, float]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def latest(self) -> Checkpoint | None:
-        """None."""
+        """Returns None."""
         return None
 
 

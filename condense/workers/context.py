@@ -1,4 +1,4 @@
-"""What a computation is given besides its config: its workers, its device, and where it tells and keeps things."""
+"""What a job is given besides its config: its workers, its device, and where its progress and results go."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from condense.workers.tracking import Tracker
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: `stage` in words, `done` of `total`, and the latest numbers."""
+    """Where a job stands: `stage` in words, `done` of `total`, and the latest numbers."""
 
     stage: str
     done: int
@@ -24,7 +24,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """One worker's: the same computation runs in process and on Ray Train, in other surroundings."""
+    """Connects one worker to the rest: the same job runs in process and on Ray Train, in other contexts.
+
+    Attributes:
+        collective: the workers.
+        tracker: where parameters, metrics and pictures go.
+        checkpoints: where the job's state goes, and comes from after an interruption.
+        progress: called with where the job stands.
+        device: the device that computes, which is also that of the collective's tensors.
+    """
 
     collective: Collective
     tracker: Tracker
@@ -32,7 +40,12 @@ class WorkerContext:
     progress: Callable[[Progress], None]
     device: torch.device
 
-    def tell(self, stage: str, done: int, total: int, values: dict[str, float]) -> None:
-        """Progress, of the first worker alone."""
-        if self.collective.rank == 0:
+    @property
+    def first(self) -> bool:
+        """Whether this is the first worker, which alone reports, logs and writes."""
+        return self.collective.rank == 0
+
+    def report(self, stage: str, done: int, total: int, values: dict[str, float]) -> None:
+        """Reports progress; on all workers but the first this does nothing."""
+        if self.first:
             self.progress(Progress(stage, done, total, values))

@@ -11,6 +11,7 @@ from condense.condensation.bits_target import ATTEMPTS, LEAST, WeightSearch
 from condense.condensation.config import RunConfig
 from condense.errors import ConfigError
 from condense.settings import resolve
+from condense.workers.checkpoints import Checkpoint
 from tests.condensation.test_loop import KilledAfter, KilledError, run
 
 SETTINGS = (
@@ -43,7 +44,7 @@ def test_attempts_find_the_weight_of_bits_that_fall_with_it(
         search.tried.append((weight, target * jitter * math.exp(-slope * (math.log(weight / 10) - away))))
     assert search.tried[-1][1] == pytest.approx(target, rel=0.02)
     again = WeightSearch(target)
-    again.restore(search.scalars())
+    again.restore_(Checkpoint(0, "identity", {}, search.state().scalars))
     assert again.tried == search.tried
 
 

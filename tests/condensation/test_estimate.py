@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from condense.condensation.calibration import Costs, measure_costs
+from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
 from condense.condensation.estimate import estimate, predicted
-from condense.condensation.loop import condense, open_checked
+from condense.condensation.loop import condense
 from condense.settings import resolve
 from condense.synthetic.dataset import CondensedDataset
 from condense.workers.checkpoints import Checkpoint, pack

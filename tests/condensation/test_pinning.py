@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from condense.condensation import in_process as local
+from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
-from condense.condensation.loop import open_checked
-from condense.condensation.pinning import keep, open_flow, pin
+from condense.condensation.pinning import pin
 from condense.errors import FlowError
 from condense.flow.architecture import FlowDescription
+from condense.flow.pinning import keep_flow, open_flow
 from condense.flow.registry import build
 from condense.flow.store import load_card, save_flow
 from condense.settings import resolve
@@ -101,7 +102,7 @@ def test_a_registered_flow_is_found_in_the_runs_storage(file: Path, tmp_path: Pa
     asked = config(tmp_path, "flow=models:/flow-tiny/3", f"flow_digest={digest}")
     with pytest.raises(FlowError, match=r"in MLflow's registry.*\n.*tracking_uri"):
         open_flow(asked, asked.flow)
-    keep(file.read_bytes(), digest, asked.storage)
+    keep_flow(file.read_bytes(), digest, asked.storage)
     assert open_flow(asked, asked.flow).digest == digest
     assert open_checked(asked)[1] == "models:/flow-tiny/3"
 
@@ -109,10 +110,10 @@ def test_a_registered_flow_is_found_in_the_runs_storage(file: Path, tmp_path: Pa
 def test_what_was_kept_of_a_registered_flow_is_checked(file: Path, tmp_path: Path) -> None:
     digest = load_card(file)["digest"]
     asked = config(tmp_path, "flow=models:/flow-tiny/3", f"flow_digest={digest}")
-    keep(file.read_bytes()[:-8], digest, asked.storage)
+    keep_flow(file.read_bytes()[:-8], digest, asked.storage)
     with pytest.raises(FlowError, match="flow file models:/flow-tiny/3 is damaged"):
         open_flow(asked, asked.flow)
     other = stored(tmp_path / "other.safetensors")
-    keep(other.read_bytes(), digest, asked.storage)
+    keep_flow(other.read_bytes(), digest, asked.storage)
     with pytest.raises(FlowError, match="flow_digest asks for"):
         open_flow(asked, asked.flow)

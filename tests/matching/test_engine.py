@@ -96,7 +96,7 @@ def test_classes_taken_a_few_at_a_time_move_as_all_at_once(monkeypatch: pytest.M
     matching = MatchingConfig(real_batch=6, updates=2, steps=2, inner_epochs=2, augment="dsa")
     made = [engine(ipc=2, matching=matching, images=PLAIN) for _ in range(2)]
     made[0].outer_step(0)
-    monkeypatch.setattr("condense.matching.engine.CLASSES_AT_ONCE", 3)
+    monkeypatch.setattr("condense.matching.replica.CLASSES_AT_ONCE", 3)
     made[1].outer_step(0)
     torch.testing.assert_close(made[1].synthetic.alpha, made[0].synthetic.alpha, rtol=1e-4, atol=1e-5)
 
@@ -105,13 +105,13 @@ def test_the_image_gradient_is_that_of_the_stated_loss() -> None:
     made = engine(ipc=3, bits_weight=0.7, images=PLAIN)
     before = made.synthetic.alpha.detach().clone()
     distances: list[Tensor] = []
-    original = made.objective.distances
+    original = made.replicas[0].objective.distances
 
     def watched(*arguments: object) -> Tensor:
         distances.append(original(*arguments))  # type: ignore[arg-type]
         return distances[-1]
 
-    made.objective.distances = watched  # type: ignore[method-assign]
+    made.replicas[0].objective.distances = watched  # type: ignore[method-assign]
     made.match_steps = 1
     result = made.outer_step(0)
     assert result.distance == pytest.approx(float(distances[0].detach().mean()), rel=1e-5)
@@ -235,7 +235,7 @@ def test_more_workers_than_classes_is_refused_and_slices_cover_all_classes() -> 
 
 def test_a_class_smaller_than_the_real_batch_is_drawn_with_replacement() -> None:
     made = engine(matching=MatchingConfig(real_batch=50))
-    assert made._real_batch(made.learners[0], 0).shape == (CLASSES, 50, *SHAPE)
+    assert made.replicas[0].batches.at(0).shape == (CLASSES, 50, *SHAPE)
 
 
 def test_time_is_split_into_the_parts_of_the_step() -> None:

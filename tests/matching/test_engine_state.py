@@ -7,7 +7,7 @@ from condense.matching.engine_state import gather_state, restore_state_
 from condense.synthetic.config import ImagesConfig
 from condense.workers.checkpoints import Checkpoint
 from condense.workers.collective import Alone
-from tests.matching.test_engine import CLASSES, engine
+from tests.matching.test_engine import engine
 
 
 class Noting(Alone):
@@ -25,13 +25,14 @@ def test_a_restored_worker_gathers_in_the_order_of_every_other_whatever_that_of_
     images = ImagesConfig(parameterisation="pyramid")
     made = engine(images=images)
     made.outer_step(0)
-    tensors, scalars = gather_state(made, Alone())
+    kept = gather_state(made.synthetic, made.optimizer, Alone())
+    tensors = kept.tensors
     orders = []
     for names in (list(tensors), list(reversed(tensors))):
         other, noted = engine(images=images), Noting()
-        checkpoint = Checkpoint(1, "identity", {name: tensors[name].clone() for name in names}, scalars)
-        restore_state_(other, checkpoint, slice(0, CLASSES))
-        found, _ = gather_state(other, noted)
+        checkpoint = Checkpoint(1, "identity", {name: tensors[name].clone() for name in names}, kept.scalars)
+        restore_state_(other.synthetic, other.optimizer, checkpoint)
+        found = gather_state(other.synthetic, other.optimizer, noted).tensors
         assert found.keys() == tensors.keys()
         assert all(torch.equal(found[name], tensors[name]) for name in tensors)
         orders.append(noted.gathered)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
-from condense.condensation.loop import condense, open_checked
+from condense.condensation.loop import condense
 from condense.data.normalisation import Normalisation
 from condense.data.slices import load_slice
 from condense.data.sources import open_source
@@ -70,7 +71,7 @@ def test_the_image_gradient_is_the_mean_over_replicas_and_counts_bits_once() -> 
 def test_an_outer_step_moves_what_is_learned_alike_in_every_layout(
     workers: int, replicas: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("condense.matching.engine.CLASSES_AT_ONCE", 3)  # so that a slice of all four has two parts
+    monkeypatch.setattr("condense.matching.replica.CLASSES_AT_ONCE", 3)  # so that a slice of all four has two parts
     matching = MatchingConfig(
         real_batch=6,
         updates=2,
@@ -124,7 +125,7 @@ def test_a_gradient_of_one_replica_that_is_not_finite_stops_all_workers() -> Non
     def step(workers: Threads) -> str:
         made = engine(mesh=build_mesh(workers, 2))
         if workers.rank == 1:
-            made.normalisation = Normalisation((0.5,), (0.0,))
+            made.replicas[0].normalisation = Normalisation((0.5,), (0.0,))
         with pytest.raises(NonFiniteError, match="not finite at outer step 0") as told:
             made.outer_step(0)
         return str(told.value)

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from condense.condensation.config import RunConfig
-from condense.condensation.time_budget import parse_duration
 from condense.errors import ConfigError
 from condense.matching.schedule import Schedule
 from condense.settings import resolve
 from condense.synthetic.config import ImagesConfig
 from condense.synthetic.synthetic_set import initial_set
-from condense.workers.checkpoints import LocalCheckpoints
+from condense.workers.checkpoints import Checkpoint, LocalCheckpoints
+from condense.workers.time_budget import parse_duration
 from tests.condensation.test_loop import TINY, KilledAfter, KilledError, run
 
 
@@ -46,26 +46,26 @@ def test_a_curve_never_settles_without_patience_and_a_settled_end_is_not_put_off
     schedule.follow_(10, 50.0, None)
     schedule.follow_(20, 50.0, None)
     assert (schedule.total, schedule.why) == (24, "settled")
-    schedule.time_left_(21, seconds=100, spent=1, steps=1)
+    schedule.use_time_(21, seconds=100, spent=1, steps=1)
     assert schedule.total == 24
-    schedule.time_left_(22, seconds=1, spent=1, steps=1)
+    schedule.use_time_(22, seconds=1, spent=1, steps=1)
     assert schedule.total == 23
 
 
 def test_time_left_is_turned_into_outer_steps() -> None:
     schedule = Schedule(1000)
-    schedule.time_left_(10, seconds=30, spent=20, steps=10)
+    schedule.use_time_(10, seconds=30, spent=20, steps=10)
     assert (schedule.total, schedule.why) == (25, "time")
-    schedule.time_left_(20, seconds=-1, spent=40, steps=20)
+    schedule.use_time_(20, seconds=-1, spent=40, steps=20)
     assert schedule.total == 20
 
 
-def test_a_schedule_comes_back_from_its_scalars() -> None:
+def test_a_schedule_comes_back_from_its_state() -> None:
     schedule = Schedule(100, patience=3)
     schedule.follow_(10, 50.0, 3.0)
-    schedule.time_left_(12, seconds=30, spent=12, steps=12)
+    schedule.use_time_(12, seconds=30, spent=12, steps=12)
     other = Schedule(100, patience=3)
-    other.restore_(schedule.scalars())
+    other.restore_(Checkpoint(12, "identity", {}, schedule.state().scalars))
     assert vars(other) == vars(schedule)
 
 

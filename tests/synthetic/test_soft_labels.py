@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
-from condense.condensation.loop import condense, open_checked
+from condense.condensation.loop import condense
 from condense.condensation.reproduce import evaluate_dataset
 from condense.errors import ConfigError
 from condense.matching.config import MatchingConfig
@@ -150,7 +151,7 @@ def test_an_outer_step_moves_labels_and_pixels_down_the_stated_loss() -> None:
     made = soft_engine(bits_weight=0, matching=MatchingConfig(real_batch=6, updates=1, steps=1))
     start = [parameter.detach().clone() for parameter in made.synthetic.parameters]
     losses: list[Tensor] = []
-    original = made.objective.distances
+    original = made.replicas[0].objective.distances
 
     def watched(net: nn.Module, target: object, inputs: Tensor, labels: Tensor) -> Tensor:
         assert labels.shape == (test_engine.CLASSES, 2 * 4, test_engine.CLASSES)
@@ -159,7 +160,7 @@ def test_an_outer_step_moves_labels_and_pixels_down_the_stated_loss() -> None:
         losses.append(original(net, target, inputs.detach(), taught).mean())
         return original(net, target, inputs, labels)
 
-    made.objective.distances = watched
+    made.replicas[0].objective.distances = watched
     made.outer_step(0)
     (expected,) = torch.autograd.grad(losses[0], made.synthetic.parameters[-1])
     moved = [(a - b.detach()) for a, b in zip(start, made.synthetic.parameters, strict=True)]
@@ -169,7 +170,7 @@ def test_an_outer_step_moves_labels_and_pixels_down_the_stated_loss() -> None:
 
 def test_the_network_is_trained_on_the_labels_as_they_are_between_match_steps() -> None:
     made, taught = soft_engine(), []
-    original = made.learners[0].train_on_synthetic_
+    original = made.replicas[0].learner.train_on_synthetic_
 
     def watched(images: Tensor, match: int, epochs: int, soft: Tensor) -> None:
         assert images.shape[:2] == soft.shape[:2]
@@ -177,7 +178,7 @@ def test_the_network_is_trained_on_the_labels_as_they_are_between_match_steps() 
         taught.append(soft)
         original(images, match, epochs, soft)
 
-    made.learners[0].train_on_synthetic_ = watched
+    made.replicas[0].learner.train_on_synthetic_ = watched
     made.outer_step(0)
     made.outer_step(1)
     assert len(taught) == 2
@@ -187,7 +188,7 @@ def test_the_network_is_trained_on_the_labels_as_they_are_between_match_steps() 
 def test_classes_taken_a_few_at_a_time_learn_the_labels_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made = [soft_engine() for _ in range(2)]
     made[0].outer_step(0)
-    monkeypatch.setattr("condense.matching.engine.CLASSES_AT_ONCE", 3)
+    monkeypatch.setattr("condense.matching.replica.CLASSES_AT_ONCE", 3)
     made[1].outer_step(0)
     for a, b in zip(made[0].synthetic.parameters, made[1].synthetic.parameters, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -255,7 +256,7 @@ def test_the_file_holds_the_labels_exactly_and_reproduces_the_accuracy(whole: Co
 def test_the_labels_bits_are_counted_and_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("condense.condensation.loop.REAL_BITS_IMAGES", 10)
+    monkeypatch.setattr("condense.condensation.share.REAL_BITS_IMAGES", 10)
     measured = run(config("data.image_size=32", "images.labels=soft", "outer_steps=1", "evaluation.test=false"))
     bits = measured.provenance["bits"]
     assert bits["labels_per_set"] == label_bits(measured.soft_labels) == 8 * 10 * 10

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from condense.errors import CapacityError
-from condense.workers.capacity import LOWER, TESTING, explain_out_of_memory
+from condense.learners.evaluation import TESTING
+from condense.matching.engine import PARTS
+from condense.workers.memory import explain_out_of_memory
 from condense.workers.stopwatch import Stopwatch
 from tests.conftest import QUICKSTART, TINY
 
@@ -48,14 +50,14 @@ def test_every_part_of_a_step_has_a_setting_to_lower(tmp_path: Path) -> None:
     outcome = condense_in(tmp_path, "run", QUICKSTART, *TINY, "images_per_class=2")
     parts = set(outcome.out.partition("outer steps: ")[2].splitlines()[0].split(", "))
     named = {part.rpartition(" %")[0].rpartition(" ")[0] for part in parts} - {"communication"}
-    assert named <= LOWER.keys()
+    assert named <= PARTS.keys()
     assert {"real gradients", "matching", "image update"} <= named
 
 
 def test_a_gpu_without_memory_is_told_and_other_failures_are_left_alone() -> None:
     watch = Stopwatch(torch.device("cpu"))
     refused = pytest.raises(CapacityError, match="out of memory in bits: CUDA out of memory")
-    with refused, explain_out_of_memory(lambda: watch.running), watch.part("bits"):
+    with refused, explain_out_of_memory(lambda: (watch.running, PARTS[watch.running])), watch.part("bits"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory(lambda: TESTING):
         raise RuntimeError("shapes do not agree")
