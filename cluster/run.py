@@ -8,20 +8,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import flows, registry, report, tracking
+from cluster import flows, registry, tracking
 from cluster.registry import DatasetVersion
 from cluster.shared_paths import check_places
 from cluster.tracking_store import check_tracking, patience
-from condense.condensation import in_process as local
 from condense.condensation import provenance
 from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
+from condense.condensation.in_process import condense_here, folder_of, forget_checkpoints, run_name
 from condense.condensation.pinning import pin
 from condense.data.sources import DataSource
 from condense.errors import TrackingError
 from condense.files import check_folder_writable
+from condense.reports.dataset_folder import write_folder
 from condense.settings import validate
-from condense.synthetic.dataset import CondensedDataset, read_dataset
+from condense.synthetic.dataset import PARQUET, CondensedDataset, read_dataset
 from condense.workers.context import Progress
 from condense.workers.tracking import NullTracker, Tracker
 
@@ -83,7 +84,7 @@ def run(
     try:
         dataset = _condense(config, source, tracker, progress)
         tracker.rest()
-        folder = report.write_folder(local.folder_of(config, source.name), dataset, name=name)
+        folder = write_folder(folder_of(config, source.name), dataset, name=name)
         version = None
         if run_id is not None:
             version = _register_patiently(config, run_id, name, folder, dataset, best=trial_of is None)
@@ -96,7 +97,7 @@ def run(
     except BaseException as error:
         tracker.close("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
-    local.forget_checkpoints(config)
+    forget_checkpoints(config)
     return finished
 
 
@@ -114,7 +115,7 @@ def register_folder(uri: str, folder: Path) -> DatasetVersion:
         TrackingError: the store cannot be reached or refuses.
     """
     check_tracking(uri)
-    dataset = read_dataset(folder / local.PARQUET)
+    dataset = read_dataset(folder / PARQUET)
     facts = dataset.provenance
     stated = validate(RunConfig, {**facts["config"], "tracking_uri": uri}, where=f"{folder}, its config")
     name = stated.dataset_name(facts["source"]["name"])
@@ -127,7 +128,7 @@ def register_folder(uri: str, folder: Path) -> DatasetVersion:
     version = _register(stated, run_id, name, folder, dataset)
     registry.update_best(uri, name)
     tracker.close("FINISHED")
-    local.forget_checkpoints(stated)
+    forget_checkpoints(stated)
     return version
 
 
@@ -135,7 +136,7 @@ def _condense(
     config: RunConfig, source: DataSource, tracker: Tracker, progress: Callable[[Progress], None]
 ) -> CondensedDataset:
     if config.workers == 0:
-        return local.condense_here(config, tracker, progress)
+        return condense_here(config, tracker, progress)
     from cluster.trainer import train  # Ray is imported only where it is used
 
     return train(config, len(source.class_names), tracker, progress)
@@ -161,7 +162,7 @@ def _open(
 
 def _spool(config: RunConfig) -> Path:
     folder = config.output if "://" in config.storage else Path(config.storage)  # nothing is appended to an object
-    return folder.absolute() / f"{local.run_name(config)}.spool.jsonl"
+    return folder.absolute() / f"{run_name(config)}.spool.jsonl"
 
 
 def _by_hand(config: RunConfig, folder: Path) -> str:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from cluster import registry, tracking
-from cluster import report as cards
 from cluster.registry import DatasetVersion
 from cluster.run import EXPERIMENT, PARENT
 from cluster.tracking_store import connect, refusals
@@ -20,8 +19,9 @@ from condense.condensation.config import RunConfig
 from condense.condensation.reproduce import judge_dataset
 from condense.data.sources import DataSource
 from condense.errors import ConfigError
+from condense.reports.dataset_folder import write_folder
 from condense.settings import digest
-from condense.synthetic.dataset import read_dataset
+from condense.synthetic.dataset import PARQUET, read_dataset
 from condense.workers.memory import keep_freed_memory
 from condense.workers.tracking import Status
 from tuning import report
@@ -136,10 +136,10 @@ def _judge(search: SearchConfig, base: RunConfig, journal: Journal, members: Seq
 def _tested(folder: str, name: str) -> dict[str, Any]:
     """Evaluates a set on its test split and writes its folder again; what was found, also where it was before."""
     keep_freed_memory()
-    dataset = read_dataset(Path(folder) / cards.PARQUET)
+    dataset = read_dataset(Path(folder) / PARQUET)
     if "evaluation" not in dataset.provenance:  # else a sitting was killed between writing this and its journal
         dataset = judge_dataset(dataset)
-        cards.write_folder(folder, dataset, name=name)
+        write_folder(folder, dataset, name=name)
     return dict(dataset.provenance["evaluation"])
 
 

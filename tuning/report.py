@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.report import PREVIEW
 from condense.files import write_whole
+from condense.reports.card import PREVIEW
 from tuning.importance import Importance
 from tuning.journal import Trial
 from tuning.space import SearchConfig

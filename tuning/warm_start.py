@@ -10,9 +10,9 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from cluster.report import PARQUET
 from condense.condensation.config import RunConfig
 from condense.synthetic.config import FROM_SET
+from condense.synthetic.dataset import PARQUET
 from tuning.journal import Start, Trial
 from tuning.space import SearchConfig
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from validation_images import blurred
 
 from condense.condensation.config import RunConfig
-from condense.condensation.in_process import run
+from condense.api import run
 from condense.data.config import DataConfig
 from condense.data.sources import open_source
 from condense.settings import validate
@@ -30,7 +30,7 @@ def make(data: Path, work: Path, channels: int, digest: str, flow: str) -> dict[
         path = work / f"{digest}-{weight}.parquet"
         if not path.exists():
             print(f"condensing {name} with bits_weight {weight}", file=sys.stderr, flush=True)
-            _, made = run(_config(source, flow, weight, work), lambda _: None)
+            made = run(_config(source, flow, weight, work)).path
             made.rename(path)
         sets[f"condensed, bits_weight {weight}"] = read_dataset(path).images
     real = open_source(source, DataConfig(), seed=0).load("train")

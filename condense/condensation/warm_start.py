@@ -15,7 +15,7 @@ from condense.condensation.config import RunConfig
 from condense.data.sources import DataSource
 from condense.errors import ConfigError
 from condense.synthetic.config import FROM_SET
-from condense.synthetic.dataset import CondensedDataset, read_dataset
+from condense.synthetic.dataset import PARQUET, CondensedDataset, read_dataset
 
 
 def starting_images(config: RunConfig, source: DataSource) -> Tensor | None:
@@ -73,7 +73,7 @@ def pin_start(config: RunConfig) -> RunConfig:
 
 def _path(config: RunConfig) -> Path:
     path = Path(config.images.init.removeprefix(FROM_SET))
-    return path / "data.parquet" if path.is_dir() else path
+    return path / PARQUET if path.is_dir() else path
 
 
 def _read(config: RunConfig) -> CondensedDataset:

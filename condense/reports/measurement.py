@@ -29,7 +29,7 @@ from condense.flow.bits_map import MappedDensity, bits_map
 from condense.flow.store import flow_for, load_flow
 from condense.reports import bits_pictures
 from condense.settings import Settings
-from condense.synthetic.dataset import read_dataset
+from condense.synthetic.dataset import PARQUET, read_dataset
 
 AUTO_SIDE = 32  # of the shipped flows: what images are brought to where nothing says otherwise
 NUMBERS, SORTED, HISTOGRAM, MAP = "images.parquet", "sorted.png", "histogram.png", "map.png"
@@ -107,7 +107,7 @@ def measure_named(
     if spec is not None:
         images = open_source(spec, data, seed=seed).load(cast(Split, split), limit=limit)
     else:
-        read = read_dataset(Path(what) / "data.parquet" if Path(what).is_dir() else what)
+        read = read_dataset(Path(what) / PARQUET if Path(what).is_dir() else what)
         fits = not sized and density is None and _fits_a_shipped_flow(read.images)
         framed = read.images if fits else _framed(read.images, data, what)
         images = LabelledImages(framed, read.labels, read.class_names)
@@ -128,7 +128,7 @@ def source_named(what: str) -> str | None:
         known = (form in ("parquet", "folder") and rest) or what.lower() == "digits" or torchvision_name(what)
         return what if known else None
     if path.is_dir():
-        if (path / "data.parquet").exists():
+        if (path / PARQUET).exists():
             return None
         return f"parquet:{what}" if next(path.glob("*.parquet"), None) else f"folder:{what}"
     try:

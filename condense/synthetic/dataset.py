@@ -31,6 +31,7 @@ from condense.pixels import to_float
 from condense.synthetic.decoder import decode_set
 
 FORMAT = 1
+PARQUET = "data.parquet"  # in the folder of a run
 _IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 
 

@@ -18,8 +18,8 @@ import typer
 from PIL import Image
 
 from condense.cli import app as cli
-from condense.condensation import in_process as local
 from condense.condensation.config import RunConfig
+from condense.condensation.in_process import run_name
 from condense.errors import ConfigError
 from condense.flow.architecture import FlowDescription
 from condense.flow.registry import build
@@ -213,7 +213,7 @@ def test_an_output_folder_that_cannot_be_written(condense: Command, tmp_path: Pa
 @pytest.mark.parametrize("kept", [0.5, 0.0], ids=["half of it", "nothing of it"])
 def test_a_truncated_checkpoint(kept: float, condense: Command, tmp_path: Path) -> None:
     config = resolve(RunConfig, QUICKSTART, TINY)
-    path = tmp_path / config.storage / local.run_name(config) / file_name(1)
+    path = tmp_path / config.storage / run_name(config) / file_name(1)
     write(Checkpoint(1, config.identity(), {"alpha": torch.zeros(10, 1, 1, 16, 16)}, {}), path)
     os.truncate(path, int(kept * path.stat().st_size))
     refused(condense("run", QUICKSTART, *TINY), str(path.relative_to(tmp_path)), "delete it")

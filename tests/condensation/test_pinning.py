@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from condense.condensation import in_process as local
+from condense import api
 from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
 from condense.condensation.pinning import pin
@@ -77,7 +77,7 @@ def test_without_a_flow_nothing_is_pinned(tmp_path: Path) -> None:
 
 
 def test_a_run_states_the_digest_and_its_config_makes_the_same_run_again(file: Path, tmp_path: Path) -> None:
-    dataset, _ = local.run(config(tmp_path, f"flow={file}"), lambda at: None)
+    dataset = api.run(config(tmp_path, f"flow={file}")).dataset
     facts = dataset.provenance
     assert facts["flow"] == {"name": str(file), "digest": load_card(file)["digest"]}
     again = RunConfig.model_validate(facts["config"])
@@ -93,7 +93,7 @@ def test_another_flow_than_flow_digest_asks_for_is_refused(file: Path, tmp_path:
         size = 32 if flow == "grey32" else 16
         asked = config(tmp_path, f"flow={flow}", f"data.image_size={size}", f"flow_digest={'f' * 64}")
         with pytest.raises(FlowError, match=rf"{flow} has digest .* asks for ffff"):
-            local.run(asked, never)
+            api.run(asked, progress=never)
     assert not (tmp_path / "runs").exists()
 
 

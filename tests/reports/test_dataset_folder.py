@@ -16,8 +16,10 @@ import torch
 import yaml
 from PIL import Image
 
-from cluster.report import bits_figure, card, preview, write_folder
 from condense.errors import OutputError
+from condense.reports.card import card
+from condense.reports.dataset_folder import write_folder
+from condense.reports.figures import bits_figure, preview
 from condense.synthetic.dataset import CondensedDataset, read_dataset
 
 

@@ -1,29 +1,20 @@
-"""What a person sees of a condensed dataset: its card (README.md), a picture of the set, a figure of its bits.
+"""Writes the card of a condensed dataset: what it is, how accurate, how simple, how it is loaded and made again.
 
-A dataset's folder is data.parquet, README.md, preview.png and, where a flow measured it, bits.png;
-`datasets.load_dataset(folder)` reads it.
+The card is Markdown under a YAML header as Hugging Face reads it. The header stays hand-written: it is one dictionary,
+and huggingface_hub, which has a class for it, would be a dependency for eight lines.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from PIL import Image
 
-from condense.errors import DatasetError
-from condense.files import write_whole
-from condense.image_grid import image_grid
-from condense.synthetic.dataset import CondensedDataset, content_digest, write_dataset
+from condense.synthetic.dataset import PARQUET, CondensedDataset, content_digest
 from condense.synthetic.soft_labels import label_bits
 
-PARQUET = "data.parquet"
-CARD = "README.md"
-PREVIEW = "preview.png"
+PREVIEW = "preview.png"  # the pictures beside the card, which shows them
 BITS = "bits.png"
 
 CONTROLS = {
@@ -32,35 +23,16 @@ CONTROLS = {
     "jpeg_real": "real images, JPEG at the same bits",
 }
 MISSING = "-"
-NAMED_BARS = 30  # more class names than this do not fit under a bar chart
-NAMED_CLASSES = 50  # nor into a sentence
-
-
-def write_folder(folder: str | Path, dataset: CondensedDataset, *, name: str | None = None) -> Path:
-    """Writes a dataset with its card and figures; each file whole or not at all.
-
-    Args:
-        folder: made where it does not exist; its name is the dataset's unless `name` is given.
-        dataset: its provenance fills the card; keys that are missing are left out.
-
-    Returns:
-        The folder.
-
-    Raises:
-        OutputError: the folder cannot be written.
-        DatasetError, NonFiniteError: as `condense.synthetic.dataset.write_dataset`.
-    """
-    folder = Path(folder)
-    write_dataset(folder / PARQUET, dataset)
-    write_whole(folder / PREVIEW, preview(dataset))
-    if dataset.bits_per_dim is not None:
-        write_whole(folder / BITS, bits_figure(dataset))
-    write_whole(folder / CARD, card(dataset, name or folder.resolve().name).encode())
-    return folder
+NAMED_CLASSES = 50  # more class names than this do not fit into a sentence
 
 
 def card(dataset: CondensedDataset, name: str) -> str:
-    """The dataset card: Markdown under a Hugging Face header that names the Parquet file as the train split."""
+    """Returns the card, Markdown under a Hugging Face header that names the Parquet file as the train split.
+
+    Args:
+        dataset: its provenance fills the card; keys that are missing are left out.
+        name: of the dataset, and of the folder in the loading code.
+    """
     about = dataset.provenance
     parts = [
         _header(name, len(dataset.labels)),
@@ -73,40 +45,6 @@ def card(dataset: CondensedDataset, name: str) -> str:
         _limits(about),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def preview(dataset: CondensedDataset) -> bytes:
-    """A PNG of all images, sorted by class."""
-    order = dataset.labels.argsort(stable=True)
-    per_class = max(1, len(dataset.labels) // max(1, len(set(dataset.labels.tolist()))))
-    return _png(image_grid(dataset.images[order], images_per_class=per_class))
-
-
-def bits_figure(dataset: CondensedDataset) -> bytes:
-    """A PNG of mean bits per dim by class, with the real images' mean where it is known."""
-    bits = dataset.bits_per_dim
-    if bits is None:
-        raise DatasetError("no flow measured the bits of this dataset", "condense bits measures them")
-    from matplotlib.figure import Figure  # without pyplot there is no global state and no window
-
-    classes = [index for index in range(len(dataset.class_names)) if bool((dataset.labels == index).any())]
-    heights = [float(bits[dataset.labels == index].mean()) for index in classes]
-    figure = Figure(figsize=(min(4 + 0.35 * len(classes), 14), 3.5), layout="constrained")
-    axes = figure.add_subplot()
-    axes.bar(range(len(classes)), heights, color="#4477aa")
-    before = _part(dataset.provenance, "bits").get("per_dim_before")
-    if before is not None:
-        axes.axhline(before, color="#cc6677", linestyle="--", label="real images")
-        axes.legend(loc="best")
-    if len(classes) <= NAMED_BARS:
-        names = [dataset.class_names[index] for index in classes]
-        crowded = max(map(len, names)) * len(names) > 60
-        axes.set_xticks(range(len(classes)), names, rotation=45 if crowded else 0, ha="right" if crowded else "center")
-    axes.set_xlabel("class")
-    axes.set_ylabel("bits per dim")
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=120, metadata={"Software": None})
-    return stream.getvalue()
 
 
 def _header(name: str, count: int) -> str:
@@ -290,9 +228,3 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]], *, align: str = "
     lines = [list(head), *(list(row) for row in rows)]
     lines.insert(1, ["---", *(align for _ in lines[0][1:])])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _png(grid: torch.Tensor) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy()).save(stream, format="PNG", optimize=True)
-    return stream.getvalue()

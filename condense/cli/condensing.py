@@ -1,0 +1,106 @@
+"""The commands of the main job: run, estimate, tune, evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from condense.cli.options import STORE, Overrides, Tracking, progress_bar, uri_option
+
+
+def run(
+    config: Annotated[Path, typer.Argument(help="YAML file, such as examples/quickstart.yaml.")],
+    overrides: Overrides = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Time to use, as in 10m: as many outer steps are done as fit in."),
+    ] = None,
+) -> None:
+    """Condense a dataset: train, evaluate, write the Parquet, register a version in MLflow.
+
+    Interrupted? Run the same command again: it goes on from the last checkpoint. Where a core is free,
+    evaluation.beside=true evaluates in a process of its own while training goes on.
+    """
+    from condense import api
+    from condense.condensation.config import RunConfig
+    from condense.reports import console
+    from condense.workers.time_budget import parse_duration
+
+    within = [] if budget is None else [f"time_budget_s={parse_duration(budget)}"]
+    resolved = api.resolve_config(RunConfig, config, [*(overrides or []), *within])
+    api.needs_no_cluster(resolved)  # says what is missing before anything is shown
+    console.show_config(f"condense run {config}", resolved.as_dict())
+    with progress_bar() as progress:
+        result = api.run(resolved, progress=progress)
+    dataset = result.dataset
+    console.show_result(dataset.provenance, len(dataset.class_names), len(dataset.images))
+    console.out.print(f"dataset  {result.path}")
+    if result.version is not None and result.run_id is not None:
+        from cluster import registry
+
+        uri = uri_option(resolved.tracking_uri)
+        console.out.print(f"version  {result.version} (MLflow run {result.run_id})")
+        console.out.print(f"download condense datasets download {result.version} -o DIR{uri}")
+        console.out.print(
+            f"compare  condense ui{uri}, then {registry.compare_url(resolved.tracking_uri, [result.run_id])}"
+        )
+    console.out.print(f"again    condense evaluate {result.path}")
+
+
+def estimate(
+    config: Annotated[Path, typer.Argument(help="YAML file, such as examples/quickstart.yaml.")],
+    overrides: Overrides = None,
+) -> None:
+    """Say what a run will take on machines like this one: time, memory, checkpoints, the best number of workers.
+
+    Measures real steps of the config for some seconds to a minute; starts, writes and registers nothing.
+    """
+    from condense.condensation.config import RunConfig
+    from condense.condensation.estimate import estimate as estimated
+    from condense.reports import console
+    from condense.settings import resolve
+
+    console.show_estimate(str(config), estimated(resolve(RunConfig, config, overrides or [])))
+
+
+def tune(
+    config: Annotated[Path, typer.Argument(help="YAML file, such as examples/search.yaml.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the search of this name.")] = False,
+) -> None:
+    """Search for the trade-off between accuracy and bits; ends in a front of registered datasets."""
+    from condense import api
+    from condense.reports import console
+    from tuning import terminal
+    from tuning.space import resolve_search
+
+    resolved = resolve_search(config, overrides or [])
+    console.show_config(f"condense tune {config}", resolved.as_dict())
+    with terminal.show_progress(resolved) as changed:
+        outcome = api.tune(resolved, resume=resume, changed=changed)
+    terminal.show_outcome(resolved, outcome)
+
+
+def evaluate(
+    dataset: Annotated[str, typer.Argument(help="A condensed Parquet file or folder, or NAME[@alias|/version].")],
+    source: Annotated[str | None, typer.Option(help="Where the real data is now.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="dc, dc-augmented or dsa; the file's own by default.")] = None,
+    learners: Annotated[int | None, typer.Option(min=1, help="Fresh networks to train.")] = None,
+    tracking_uri: Tracking = STORE,
+) -> None:
+    """Train fresh networks on a condensed dataset and compare with the accuracy that its card states, if any."""
+    from condense import api
+    from condense.reports import console
+
+    found = api.evaluate(dataset, source=source, recipe=recipe, learners=learners, tracking_uri=tracking_uri)
+    measured = found.evaluation
+    stated = "none stated" if found.stated is None else "stated {:.2f} ± {:.2f} %".format(*found.stated)
+    console.out.print(
+        f"test accuracy {measured.mean:.2f} ± {measured.std:.2f} % ({measured.recipe.name}, "
+        f"{len(measured.accuracies)} learners); {stated}"
+    )
+    if found.stated is not None and found.as_stated:
+        same = abs(measured.mean - found.stated[0]) < 1e-6
+        console.out.print("reproduced exactly" if same else "not the same numbers: other hardware or versions?")

@@ -1,0 +1,70 @@
+"""The commands over flows, the yardsticks that bits are measured with: list, show, fit."""
+
+from __future__ import annotations
+
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from condense.cli.options import STORE, Overrides, Tracking, progress_bar
+
+app = typer.Typer(help="Train, list and show flows, the yardsticks that bits are measured with.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_flows(tracking_uri: Tracking = STORE) -> None:
+    """The flows that ship with Condense, and those that `condense flow fit` registered."""
+    from condense.flow.store import load_card, shipped_flows
+    from condense.reports import console
+
+    console.show_flows({name: load_card(name) for name in shipped_flows()})
+    if find_spec("mlflow"):
+        from cluster import flows
+
+        rows = flows.listed(tracking_uri)
+        if rows:
+            console.show_rows(tracking_uri, flows.COLUMNS, rows)
+
+
+@app.command("show")
+def show_flow(
+    flow: Annotated[str, typer.Argument(help="A shipped flow, a file, or models:/flow-NAME@best.")],
+    tracking_uri: Tracking = STORE,
+) -> None:
+    """What a flow's card says: recipe, cost, sources, held-out bits, the training curve."""
+    from condense.api import flow_file
+    from condense.flow.store import load_card
+    from condense.reports import console
+
+    with tempfile.TemporaryDirectory() as folder:
+        console.show_config(flow, load_card(flow_file(flow, tracking_uri, Path(folder))))
+
+
+@app.command()
+def fit(
+    config: Annotated[Path, typer.Argument(help="YAML recipe, such as examples/flows/fashion-mnist.yaml.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the interrupted fit of this recipe.")] = False,
+) -> None:
+    """Train a flow on a dataset of yours, with exact resume, and register it as flow-NAME in MLflow."""
+    from condense import api
+    from condense.flow.recipe import FlowFitConfig
+    from condense.reports import console
+
+    resolved = api.resolve_config(FlowFitConfig, config, overrides or [])
+    api.needs_no_cluster(resolved)  # says what is missing before anything is shown
+    console.show_config(f"condense flow fit {config}", resolved.as_dict())
+    with progress_bar() as progress:
+        fitted = api.fit_flow(resolved, resume=resume, progress=progress)
+    result = fitted.result
+    console.show_flows({result.card["name"]: {**result.card, "digest": result.digest}})
+    console.out.print(f"flow     {result.path}")
+    flow = str(result.path)
+    if fitted.reference is not None:
+        console.out.print(f"version  {fitted.version} (MLflow run {fitted.run_id})")
+        flow = fitted.reference
+        flow += "" if resolved.tracking_uri == STORE else f" tracking_uri={resolved.tracking_uri}"
+    console.out.print(f"use it   condense run CONFIG flow={flow}")

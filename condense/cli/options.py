@@ -1,0 +1,33 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from condense.workers.context import Progress
+
+STORE = "sqlite:///mlflow.db"  # as in condense.api, which is imported where it is used
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings as key=value; nested keys with dots.", metavar="[KEY=VALUE]...")
+]
+Tracking = Annotated[str, typer.Option("--tracking-uri", help="MLflow server or SQLite file.")]
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[Progress], None]]:
+    """Gives a function that shows in the terminal where a job stands."""
+    from condense.reports import console
+
+    with console.progress_shown() as show:
+        yield lambda at: show(at.stage, at.done, at.total, at.values)
+
+
+def uri_option(tracking_uri: str) -> str:
+    """Returns the option that names a store in a printed command; empty for the default one."""
+    return "" if tracking_uri == STORE else f" --tracking-uri {tracking_uri}"
