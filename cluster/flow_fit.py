@@ -76,7 +76,7 @@ def _fit(
 ) -> FitResult:
     if config.workers == 0:
         return in_process.fit(config, resume=resume, progress=progress, tracker=tracker)
-    from cluster.trainer import on_workers  # Ray is imported only where it is used
+    from cluster.ray_workers import on_workers  # Ray is imported only where it is used
 
     kept = StoredCheckpoints(config.storage, run)
     if not resume:

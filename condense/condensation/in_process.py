@@ -8,10 +8,8 @@ from pathlib import Path
 from condense.condensation.config import RunConfig
 from condense.condensation.loop import condense
 from condense.synthetic.dataset import CondensedDataset
-from condense.workers.collective import Alone
-from condense.workers.context import Progress, WorkerContext
-from condense.workers.devices import local_device
-from condense.workers.memory import keep_freed_memory
+from condense.workers.context import Progress
+from condense.workers.in_process import local_context
 from condense.workers.storage import StoredCheckpoints
 from condense.workers.tracking import Tracker
 
@@ -22,12 +20,8 @@ def condense_here(config: RunConfig, tracker: Tracker, progress: Callable[[Progr
     Raises:
         CondenseError: as `condense`.
     """
-    keep_freed_memory()
-    checkpoints = StoredCheckpoints(config.storage, run_name(config))
-    checkpoints.mark(run_name(config))
-    return condense(
-        config, WorkerContext(Alone(), tracker, checkpoints, progress, local_device(config.gpus_per_worker))
-    )
+    context = local_context(config.storage, run_name(config), tracker, progress, config.gpus_per_worker)
+    return condense(config, context)
 
 
 def run_name(config: RunConfig) -> str:

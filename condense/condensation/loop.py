@@ -225,7 +225,7 @@ class Optimisation:
             if self.validation.beside:
                 values = {ACCURACY: accuracy, STEP: snapshot.done} | _only(snapshot.values, BITS)
                 stage += ", evaluated in the way" if self.validation.process_ended else ""
-            self.context.report(stage, done, self.schedule.total, values)
+            self.context.report(stage, done, self.schedule.total, values, milestone=True)
 
     def _save(self, done: int, result: StepResult) -> None:
         state = State()

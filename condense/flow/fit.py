@@ -138,7 +138,9 @@ def train(config: FlowFitConfig, context: WorkerContext) -> Fitted | None:
             clock.read_(state)
             context.checkpoints.save(to_checkpoint(state, identity) if first else None, {"step": state.step, **values})
         if first:
-            context.progress(Progress("fitting", state.step, config.steps, values))
+            context.progress(
+                Progress("fitting", state.step, config.steps, values, milestone="held_out_bits_per_dim" in values)
+            )
     clock.read_(state)
     if not first:
         return None

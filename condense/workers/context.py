@@ -14,12 +14,22 @@ from condense.workers.tracking import Tracker
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a job stands: `stage` in words, `done` of `total`, and the latest numbers."""
+    """Where a job stands.
+
+    Attributes:
+        stage: what it does, in words.
+        done: steps that are done.
+        total: steps in all.
+        values: the latest numbers, by name.
+        milestone: whether it must arrive, such as an evaluation that a search decides by; of the others some may be
+            left out.
+    """
 
     stage: str
     done: int
     total: int
     values: dict[str, float]
+    milestone: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class WorkerContext:
         """Whether this is the first worker, which alone reports, logs and writes."""
         return self.collective.rank == 0
 
-    def report(self, stage: str, done: int, total: int, values: dict[str, float]) -> None:
-        """Reports progress; on all workers but the first this does nothing."""
+    def report(self, stage: str, done: int, total: int, values: dict[str, float], *, milestone: bool = False) -> None:
+        """Reports progress, as `Progress` has it; on all workers but the first this does nothing."""
         if self.first:
-            self.progress(Progress(stage, done, total, values))
+            self.progress(Progress(stage, done, total, values, milestone))

@@ -24,7 +24,7 @@ from condense.flow.recipe import FlowFitConfig
 from condense.flow.store import load_card, load_flow
 from condense.settings import resolve
 from condense.workers.context import Progress
-from tests.cluster.test_trainer import descendants
+from tests.processes import descendants
 
 RECIPE = {
     "source": "digits",

@@ -1,6 +1,5 @@
 """Ray Train for real: the same images as in process, from one worker and from two, and after a worker is killed."""
 
-import contextlib
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ from condense.settings import resolve
 from condense.synthetic.dataset import CondensedDataset
 from condense.workers.context import Progress
 from condense.workers.tracking import NullTracker
+from tests.processes import descendants
 
 pytestmark = pytest.mark.ray
 
@@ -50,7 +50,7 @@ def ignore(at: Progress) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
-    from cluster.trainer import connected
+    from cluster.ray_connection import connected
 
     with connected():
         yield
@@ -64,19 +64,6 @@ def in_process(tmp_path_factory: pytest.TempPathFactory) -> CondensedDataset:
         return condense_here(config(tmp_path_factory.mktemp("alone"), "workers=0"), NullTracker(), ignore)
     finally:
         torch.set_num_threads(threads)
-
-
-def descendants() -> list[int]:
-    """Processes that this one started, and theirs."""
-    parents = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            pid, rest = status.parent.name, status.read_text().rpartition(")")[2]
-            parents[int(pid)] = int(rest.split()[1])
-    found = [os.getpid()]
-    for ancestor in found:
-        found.extend(pid for pid, parent in parents.items() if parent == ancestor)
-    return found[1:]
 
 
 def train(of: RunConfig, progress=ignore) -> CondensedDataset:  # type: ignore[no-untyped-def]
@@ -141,7 +128,7 @@ def test_workers_that_cannot_grow_to_max_workers_are_refused(tmp_path: Path, wor
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's setting")
 def test_a_worker_keeps_the_memory_of_large_tensors_and_rounds_no_float32(tmp_path: Path) -> None:
-    from cluster.trainer import on_workers
+    from cluster.ray_workers import on_workers
 
     def page_faults(context: object) -> list[int]:
         import resource

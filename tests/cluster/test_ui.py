@@ -24,6 +24,7 @@ from cluster.tracking_store import connect
 from cluster.ui import serve
 from condense.errors import TrackingError
 from tests.cluster.test_tracking import history, new_run
+from tests.processes import descendants
 from tests.workers.test_tracking import picture
 
 pytestmark = pytest.mark.mlflow
@@ -33,11 +34,6 @@ import sys
 from cluster.ui import serve
 serve(sys.argv[1], port=0, announce=lambda url: print(url, flush=True))
 """
-
-
-def descendants(pid: int) -> list[int]:
-    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return children + [further for child in children for further in descendants(child)]
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ import yaml
 from cluster import registry
 from cluster.tracking_store import connect
 from condense.synthetic.dataset import read_dataset
-from tests.cluster.test_ui import descendants
 from tests.conftest import condense_in
+from tests.processes import descendants
 from tuning.score import Point, front
 from tuning.space import SearchConfig
 
