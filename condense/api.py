@@ -20,7 +20,7 @@ from condense.condensation.in_process import condense_here, folder_of, forget_ch
 from condense.condensation.pinning import pin
 from condense.condensation.reproduce import Reproduction, evaluate_dataset
 from condense.data.config import DataConfig
-from condense.data.sources import FORMS
+from condense.data.forms import FORMS
 from condense.errors import CondenseError, ConfigError, DatasetError
 from condense.files import check_folder_writable
 from condense.flow.fit import FitResult

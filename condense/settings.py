@@ -19,7 +19,7 @@ from condense.errors import ConfigError
 class Settings(BaseModel):
     """Base of every settings model: frozen, and a key that it does not know is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 S = TypeVar("S", bound=Settings)

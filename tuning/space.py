@@ -35,8 +35,11 @@ class Domain(Settings):
     """The values that one field may take."""
 
     log_uniform: tuple[float, float] | None = None
+    """[low, high], uniform in the logarithm."""
     uniform: tuple[float, float] | None = None
+    """[low, high]."""
     choice: tuple[bool | int | float | str, ...] | None = None
+    """[value, ...]."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Domain:
@@ -72,36 +75,58 @@ class Domain(Settings):
 class EarlyStopping(Settings):
     """When a trial is stopped: another trial's set at the same step is better, by a margin, after a grace period."""
 
-    grace: float = Field(0.5, ge=0, le=1)  # share of a trial's outer steps before which nothing is stopped
-    margin: float = Field(5.0, ge=0)  # points of validation accuracy, which is noisy; 3 lost one set in three searches
+    grace: float = Field(0.5, ge=0, le=1)
+    """Share of a trial's outer steps before which nothing is stopped."""
+    margin: float = Field(5.0, ge=0)
+    """Points of validation accuracy, which is noisy, by which another trial must be better. 3 lost one set in three
+    searches.
+    """
 
 
 class WarmStart(Settings):
     """How a trial starts from the finished set of the same images per class whose bits_weight is nearest."""
 
-    steps: float = Field(0.5, gt=0, le=1)  # share of outer_steps that such a trial does
-    rate: float = Field(0.5, gt=0, le=1)  # share of images.learning_rate that it begins with
-    within: float = Field(4.0, gt=1)  # ratio of the two weights at most; a trial without such a neighbour starts cold
+    steps: float = Field(0.5, gt=0, le=1)
+    """Share of outer_steps that such a trial does."""
+    rate: float = Field(0.5, gt=0, le=1)
+    """Share of images.learning_rate that it begins with."""
+    within: float = Field(4.0, gt=1)
+    """Ratio of the two weights at most; a trial without such a neighbour starts cold."""
 
 
 class SearchConfig(Settings):
     """One search."""
 
-    name: str  # of the registered dataset, the parent run and the folder under storage
+    name: str
+    """Name of the registered dataset, of the parent run in MLflow, and of the folder under storage."""
     base: dict[str, Any] = Field(default_factory=dict)
+    """The run that all trials share: a file beside the search's, or its settings."""
     space: dict[str, Domain] = Field(min_length=1)
+    """The fields of the run that vary, each with log_uniform, uniform or choice."""
     trials: int = Field(20, ge=1)
-    time_budget_s: float | None = Field(None, gt=0)  # seconds, all sittings together
-    concurrent: int | None = Field(None, ge=1)  # trials side by side; None is as many as the cluster holds
+    """How many trials."""
+    time_budget_s: float | None = Field(None, gt=0)
+    """Seconds for the search, all sittings together; null sets no limit."""
+    concurrent: int | None = Field(None, ge=1)
+    """Trials side by side; null is as many as the cluster holds."""
     mode: Mode = "front"
-    kilobits: float | None = Field(None, gt=0)  # of mode best-under-budget: of the whole set
-    accuracy: float | None = Field(None, gt=0, le=100)  # of mode target-accuracy: validation, percent
-    # grid: every combination of the values in `choice`, in an order that the seed decides
+    """What the alias best points to: front, the knee of the front; best-under-budget, the most accurate set under
+    kilobits; target-accuracy, the cheapest set at accuracy.
+    """
+    kilobits: float | None = Field(None, gt=0)
+    """Of mode best-under-budget: kilobits of the whole set."""
+    accuracy: float | None = Field(None, gt=0, le=100)
+    """Of mode target-accuracy: validation accuracy, percent."""
     sampler: Literal["tpe", "nsga2", "random", "grid"] = "tpe"
-    early_stopping: EarlyStopping | None = EarlyStopping()  # null runs every trial to its end
-    warm_start: WarmStart | None = None  # null starts every trial from base's images.init
-    seed: int = Field(0, ge=0)  # of the sampler; a run's own is base.seed
-    storage: Path = Path("searches")  # a folder that all nodes share
+    """tpe, nsga2, random, or grid: every combination of the values in choice, in an order that the seed decides."""
+    early_stopping: EarlyStopping | None = EarlyStopping()
+    """When a trial is stopped before its end; null never does."""
+    warm_start: WarmStart | None = None
+    """How a trial starts from another's finished set; null starts every trial from the run's images.init."""
+    seed: int = Field(0, ge=0)
+    """The seed of the sampler; a run's own is base.seed."""
+    storage: Path = Path("searches")
+    """The folder that the search's state goes to; all nodes share it."""
 
     @field_validator("name")
     @classmethod

@@ -36,35 +36,66 @@ class RunConfig(Settings):
     """One condensation run."""
 
     source: str = "digits"
-    name: str | None = None  # of the registered dataset; None derives it from the source
+    """The real data: digits, a torchvision name, parquet:PATH-OR-URI or folder:PATH."""
+    name: str | None = None
+    """Name of the registered dataset; null makes one of the source and images_per_class."""
     images_per_class: int = Field(1, ge=1)
-    bits_weight: float = Field(0.0, ge=0)  # the papers' lambda, per mean bit per dim (METHOD section 3)
-    bits_target: float | None = Field(None, gt=0)  # mean bits per dim to end at; finds bits_weight in several attempts
+    """Synthetic images for each class."""
+    bits_weight: float = Field(0.0, ge=0)
+    """Weight of the mean bits per dim beside the mean matching distance (the papers' lambda; METHOD section 3). 0
+    condenses without bits.
+    """
+    bits_target: float | None = Field(None, gt=0)
+    """Mean bits per dim to end at, instead of a weight; takes two to six whole runs."""
     objective: str = "gradient"
+    """What is matched: gradient or distribution."""
     outer_steps: int = Field(1000, ge=1)
-    replicas: int = Field(1, ge=1)  # networks drawn for each match step, whose gradients at the images are averaged
-    # Seconds from the workers' start to the tested set, instead of outer_steps: as many are done as fit in
+    """Outer steps, each with a fresh network."""
+    replicas: int = Field(1, ge=1)
+    """Networks drawn for each match step, whose gradients at the images are averaged."""
     time_budget_s: float | None = Field(None, gt=0)
+    """Seconds from the workers' start to the tested set, instead of outer_steps: as many are done as fit in."""
     seed: int = Field(0, ge=0)
-    # A shipped name, a path, or models:/flow-NAME@best; "auto" takes the shipped flow of the images' shape.
+    """The seed of everything that is drawn."""
     flow: str = "auto"
-    flow_digest: str | None = None  # what `flow` must be; a run fills it in as it starts
-    bits_precision: Precision = "float32"  # of the flow while images are optimised; what is reported is float32
+    """The yardstick of bits: a shipped name, a file, models:/flow-NAME@best, or auto, the shipped flow of the images'
+    shape.
+    """
+    flow_digest: str | None = None
+    """The digest that the flow must have; a run fills it in as it starts."""
+    bits_precision: Precision = "float32"
+    """Precision of the flow while images are optimised. What is reported is always float32."""
     data: DataConfig = DataConfig()
+    """How real images are read."""
     network: NetworkConfig = NetworkConfig()
+    """The networks that images are matched in and tested with."""
     images: ImagesConfig = ImagesConfig()
+    """How synthetic images start and are updated."""
     matching: MatchingConfig = MatchingConfig()
-    checkpoint_every: int = Field(0, ge=0)  # outer steps between checkpoints; 0 is twenty times in a run
+    """How real and synthetic images are compared."""
+    checkpoint_every: int = Field(0, ge=0)
+    """Outer steps between checkpoints; 0 is twenty times in a run."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """How sets are evaluated."""
 
-    workers: int | Literal["auto"] = "auto"  # Ray Train workers; 0 is this process; "auto" one a GPU or two cores
-    max_workers: int | None = Field(None, ge=1)  # grow from `workers` to this many as a cluster's nodes come, and back
+    workers: int | Literal["auto"] = "auto"
+    """Ray Train workers, which share the classes; 0 is this process without Ray; auto is one for each GPU, or for
+    every two cores.
+    """
+    max_workers: int | None = Field(None, ge=1)
+    """Workers to grow to, from workers, while a cluster has room; null keeps their number."""
     cpus_per_worker: int | None = Field(None, ge=1)
+    """Cores of each worker; null divides the cluster's."""
     gpus_per_worker: float | None = Field(None, ge=0)
-    max_failures: int = Field(3, ge=0)  # worker failures that a run survives
+    """GPUs of each worker, or a part of one; null divides the cluster's."""
+    max_failures: int = Field(3, ge=0)
+    """Lost workers that a run survives."""
     output: Path = Path("condensed")
-    storage: str = "runs"  # checkpoints: a folder, shared by all nodes
-    tracking_uri: str = "sqlite:///mlflow.db"  # "none" keeps nothing
+    """The folder that datasets go to."""
+    storage: str = "runs"
+    """The folder or s3://BUCKET/FOLDER that checkpoints go to; all nodes share it."""
+    tracking_uri: str = "sqlite:///mlflow.db"
+    """The MLflow server or SQLite file; none keeps no records."""
 
     @field_validator("workers")
     @classmethod

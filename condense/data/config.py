@@ -16,11 +16,21 @@ log = logging.getLogger(__name__)
 class DataConfig(Settings):
     """How real images are read and brought to one size."""
 
-    image_size: int | None = Field(32, ge=8, le=256)  # square side; None keeps the native size
+    image_size: int | None = Field(32, ge=8, le=256)
+    """Side of the square that images are brought to; null keeps their size."""
     fit: Fit = "auto"
+    """How images are brought to that side. pad centres them in zeros; resize scales the shorter side and crops the
+    centre; auto pads images whose sides are both between 3/4 of it and it (28 to 32), and resizes all others.
+    """
     validation_fraction: float = Field(0.1, gt=0, lt=1)
-    test_source: str | None = None  # parquet: or folder: of the test split; None takes the one stored beside train
-    image_column: str | None = None  # of a Parquet file, where it cannot be told from the types
+    """Share of the train split that becomes the validation split."""
+    test_source: str | None = None
+    """parquet: or folder: of the test split; null takes the one that is stored beside train."""
+    image_column: str | None = None
+    """Column of the images of a Parquet file, where it cannot be told from the types."""
     label_column: str | None = None
-    root: Path = Path("data")  # where torchvision's datasets are
+    """Column of the labels of a Parquet file."""
+    root: Path = Path("data")
+    """The folder of torchvision's datasets."""
     download: bool = False
+    """Whether torchvision may download them."""

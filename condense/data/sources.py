@@ -8,11 +8,9 @@ chosen over several seeds has seen it. It is read when `load("test")` asks for i
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -20,14 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from condense.data import readers
 from condense.data.config import DataConfig
 from condense.data.decoding import Frame, framed_shape, stack
-from condense.data.parquet_files import ParquetFiles, test_files, train_and_test_files
-from condense.data.parquet_split import ParquetSplit
-from condense.data.readers import FolderSplit, StoredSplit, TorchvisionSplit
+from condense.data.forms import Stored, open_stored, open_test
+from condense.data.readers import StoredSplit
 from condense.data.splits import carve, check_splittable
-from condense.errors import SourceError
 from condense.seeding import generator
 
 log = logging.getLogger(__name__)
@@ -36,7 +31,6 @@ Split = Literal["train", "validation", "test"]
 
 TEST_SEED = 0
 TEST_FRACTION = {"digits": 0.2}  # its 10 % would be 18 images a class; larger sets have enough
-FORMS = "digits, " + ", ".join(readers.TORCHVISION_SETS) + ", parquet:PATH-OR-URI, folder:PATH"
 
 
 @dataclass(frozen=True)
@@ -101,79 +95,16 @@ def open_source(spec: str, data: DataConfig, *, seed: int) -> DataSource:
     Raises:
         SourceError: an unknown name, missing files, bad labels, a class too small to split.
     """
-    stored = _open(spec, data)
+    stored = open_stored(spec, data)
     if data.test_source is not None:
-        stored = replace(stored, test=_open_test(data.test_source, data, stored.train.class_names))
+        stored = replace(stored, test=open_test(data.test_source, data, stored.train.class_names))
     return _SplitSource(spec, stored, data, seed)
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """What a spec names: a stored train split and, where there is one, a stored test split, none of its rows read."""
-
-    name: str
-    train: StoredSplit
-    test: StoredSplit | None = None
-
-
-def _open(spec: str, data: DataConfig) -> _Stored:
-    form, _, rest = spec.partition(":")
-    if form == "parquet" and rest:
-        return _open_parquet(rest, data)
-    if form == "folder" and rest:
-        return _open_folder(Path(rest).expanduser(), data)
-    if spec.lower() == "digits":
-        return _Stored("digits", readers.digits())
-    if (name := readers.torchvision_name(spec)) is not None:
-        train, test = (TorchvisionSplit(name, train, data.root, data.download) for train in (True, False))
-        return _Stored(name, train, test)
-    near = readers.nearest_names(spec)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise SourceError(f"unknown dataset {spec!r}", f"{hint}Known forms: {FORMS}")
-
-
-def _open_test(spec: str, data: DataConfig, class_names: tuple[str, ...]) -> StoredSplit:
-    form, _, rest = spec.partition(":")
-    if form == "parquet" and rest:
-        return _parquet_split(test_files(rest), data, class_names)
-    if form == "folder" and rest:
-        path = Path(rest).expanduser()
-        return FolderSplit(path / "test" if (path / "test").is_dir() else path, class_names)
-    raise SourceError(f"data.test_source {spec!r} is not parquet:... or folder:...", "give one of these two forms")
-
-
-def _open_parquet(uri: str, data: DataConfig) -> _Stored:
-    train, test = train_and_test_files(uri)
-    split = _parquet_split(train, data)
-    name = (
-        re.sub(r"[-_.]?train(-\d+-of-\d+)?$", "", Path(uri.partition("?")[0]).name.removesuffix(".parquet"))
-        or "parquet"
-    )
-    if test is None or data.test_source is not None:
-        return _Stored(name, split)
-    # Its footer is read here, so that a damaged file is known before the run and not after it.
-    return _Stored(name, split, _parquet_split(test, data, split.class_names))
-
-
-def _parquet_split(files: ParquetFiles, data: DataConfig, class_names: tuple[str, ...] | None = None) -> ParquetSplit:
-    return ParquetSplit(
-        files, image_column=data.image_column, label_column=data.label_column, known_classes=class_names
-    )
-
-
-def _open_folder(path: Path, data: DataConfig) -> _Stored:
-    if not (path / "train").is_dir():
-        return _Stored(path.name, FolderSplit(path))
-    train = FolderSplit(path / "train")
-    if data.test_source is not None or not (path / "test").is_dir():
-        return _Stored(path.name, train)
-    return _Stored(path.name, train, FolderSplit(path / "test", train.class_names))
 
 
 class _SplitSource:
     """A stored train split with validation, and where needed test, carved from it."""
 
-    def __init__(self, spec: str, stored: _Stored, data: DataConfig, seed: int) -> None:
+    def __init__(self, spec: str, stored: Stored, data: DataConfig, seed: int) -> None:
         self.name = stored.name
         self._spec, self._seed, self._data = spec, seed, data
         self._frame = Frame(data.image_size, data.fit)

@@ -33,43 +33,72 @@ PLACES = (
 class FlowFitConfig(Settings):
     """How one flow is trained."""
 
-    # The registered model is flow-NAME.
     name: str = Field("flow", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    source: str | tuple[str, ...]  # several are mixed: each image is equally likely
+    """The registered model is flow-NAME."""
+    source: str | tuple[str, ...]
+    """The real data, as in a run; several sources are mixed, and each image is equally likely."""
     validation_fraction: float = Field(0.02, gt=0, lt=1)
-    root: Path = Path("data")  # where torchvision's datasets are
+    """Share of the train split that held-out bits are measured on."""
+    root: Path = Path("data")
+    """The folder of torchvision's datasets."""
     download: bool = False
+    """Whether torchvision may download them."""
 
     architecture: FlowDescription = FlowDescription()
-    start_from: str | None = None  # a shipped name or a file whose weights training goes on from
+    """The flow."""
+    start_from: str | None = None
+    """A shipped name or a file whose weights training goes on from."""
 
     steps: int = Field(4000, ge=1)
-    batch_size: int = Field(32, ge=1)  # of all workers together
+    """Training steps."""
+    batch_size: int = Field(32, ge=1)
+    """Images of a step, of all workers together."""
     learning_rate: float = Field(5e-3, gt=0)
+    """The learning rate after the warm-up."""
     optimiser: Literal["adam", "muon"] = "adam"
-    schedule: Literal["cosine", "constant"] = "cosine"  # to zero at the last step
+    """adam or muon."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """cosine brings the learning rate to zero at the last step."""
     warmup_steps: int = Field(50, ge=0)
-    # Of the loss in bits per dimension; larger gradients are scaled down. Usual norms are near 15: this is for spikes,
-    # and clipping at 1 was slower (3.98 bits against 3.97 after 50 CPU-seconds, two runs).
+    """Steps in which the learning rate rises."""
     gradient_norm: float = Field(50.0, gt=0)
-    averaging: float = Field(0.998, ge=0, lt=1)  # decay of the weights' moving average, which is what is stored
-    precision: Literal["float32", "bfloat16"] = "float32"  # of the coupling networks in training; all else is float32
+    """Larger gradients of the loss in bits per dim are scaled down to this norm. Usual norms are near 15: this is for
+    spikes. Clipping at 1 was slower (3.98 bits against 3.97 after 50 CPU-seconds, two runs).
+    """
+    averaging: float = Field(0.998, ge=0, lt=1)
+    """Decay of the weights' moving average, which is what is stored."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the coupling networks in training; all else is float32."""
     augmentation: Augmentation = "flip"
-    blended: float = Field(0.0, ge=0, lt=1)  # share of images mixed with a constant or noise (see random_batch)
-    initial_images: int = Field(512, ge=1)  # batch that initialises the channel mixing
+    """Augmentation of the train images."""
+    blended: float = Field(0.0, ge=0, lt=1)
+    """Share of images that are mixed with a constant or noise."""
+    initial_images: int = Field(512, ge=1)
+    """Images that the channel mixing is initialised from."""
     seed: int = 0
+    """The seed of everything that is drawn."""
 
     output: Path = Path("flow.safetensors")
+    """The file that the flow goes to."""
     evaluate_every: int = Field(500, ge=1)
+    """Steps between measurements of held-out bits."""
     evaluation_images: int = Field(512, ge=1)
+    """Held-out images that are measured."""
     checkpoint_every: int = Field(500, ge=1)
+    """Steps between checkpoints."""
 
-    workers: int = Field(0, ge=0)  # Ray Train workers that share each batch; 0 is this process
+    workers: int = Field(0, ge=0)
+    """Ray Train workers that share each batch; 0 is this process."""
     cpus_per_worker: int | None = Field(None, ge=1)
+    """Cores of each worker; null divides the cluster's."""
     gpus_per_worker: float | None = Field(None, ge=0)
-    max_failures: int = Field(3, ge=0)  # worker failures that a fit survives
-    storage: str = "runs"  # workers' checkpoints: a folder or object store that all nodes share
-    tracking_uri: str = "sqlite:///mlflow.db"  # "none" keeps nothing
+    """GPUs of each worker, or a part of one; null divides the cluster's."""
+    max_failures: int = Field(3, ge=0)
+    """Lost workers that a fit survives."""
+    storage: str = "runs"
+    """The folder or s3://BUCKET/FOLDER that workers' checkpoints go to; all nodes share it."""
+    tracking_uri: str = "sqlite:///mlflow.db"
+    """The MLflow server or SQLite file; none keeps no records."""
 
     @model_validator(mode="after")
     def _each_worker_has_images(self) -> FlowFitConfig:

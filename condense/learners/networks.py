@@ -10,10 +10,10 @@ import copy
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import skip_init
@@ -31,9 +31,19 @@ Network = TypeVar("Network", bound=nn.Module)
 class NetworkConfig(Settings):
     """Which learner, and how large."""
 
-    name: Literal["convnet", "mlp"] = "convnet"
+    name: str = "convnet"
+    """convnet, the field's ConvNet, or mlp."""
     width: int = Field(128, ge=1)
+    """Channels of each block, or units of each layer."""
     depth: int = Field(3, ge=1)
+    """Blocks, or hidden layers."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_known(cls, value: str) -> str:
+        if value not in NETWORKS:
+            raise ValueError(f"unknown network {value!r}; one of: {', '.join(NETWORKS)}")
+        return value
 
 
 class Learner(nn.Module):

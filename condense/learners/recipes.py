@@ -34,14 +34,27 @@ class EvaluationConfig(Settings):
     """How sets are evaluated, during a run on the validation split and once at its end on the test split."""
 
     recipe: Literal["dc", "dc-augmented", "dsa"] = "dc"
-    learners: int = Field(5, ge=1)  # fresh networks behind the final accuracy
-    validation_learners: int = Field(1, ge=1)  # and behind each accuracy during the run
-    validation_images: int = Field(2000, ge=1)  # a fixed part of the validation split is enough to follow a run
-    every: int = Field(0, ge=0)  # outer steps between evaluations; 0 is five times in a run, with patience twenty
-    patience: int = Field(0, ge=0)  # evaluations in a row without progress that end a run early; 0 never does
-    # During the run in a process beside training, which goes on meanwhile: the same accuracies, told a little later. It
-    # wants a core of its own. Excludes patience and time_budget_s, which decide by an accuracy and by what it took.
+    """dc (300 epochs), dc-augmented (1000 epochs, each image shifted, scaled or rotated) or dsa (1000 epochs with
+    Siamese augmentation). Recorded with every accuracy.
+    """
+    learners: int = Field(5, ge=1)
+    """Fresh networks behind the final accuracy."""
+    validation_learners: int = Field(1, ge=1)
+    """Fresh networks behind each accuracy during the run."""
+    validation_images: int = Field(2000, ge=1)
+    """Validation images that a run is followed with."""
+    every: int = Field(0, ge=0)
+    """Outer steps between evaluations; 0 is five times in a run, with patience twenty times."""
+    patience: int = Field(0, ge=0)
+    """Evaluations in a row without progress that end a run early; 0 never does."""
     beside: bool = False
-    flip: bool = True  # whether `dsa` may mirror images; not for digits and letters
-    controls: bool = True  # random, k-means and JPEG real images at the end
-    test: bool = True  # whether the test split is read at the end; not by what is still to be chosen from
+    """Evaluates in a process beside training, which goes on meanwhile: the same accuracies, a little later. It wants a
+    core of its own. It excludes patience and time_budget_s: the first decides by each accuracy at its step, the
+    second by the time that evaluations take.
+    """
+    flip: bool = True
+    """Whether augmentation may mirror images; false for digits and letters."""
+    controls: bool = True
+    """Whether controls are tested at the end: random, k-means and JPEG real images."""
+    test: bool = True
+    """Whether the test split is read at the end. A search leaves it unread, so that it chooses by validation alone."""

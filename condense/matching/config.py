@@ -23,29 +23,50 @@ PUBLISHED = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 
 class MatchingConfig(Settings):
     """How real and synthetic images are compared, and how the network is trained in between."""
 
-    # Of gradients cosine (the default), mse or l1; of embeddings the means' (the default) or mmd: of all of them
     distance: Literal["cosine", "mse", "l1", "mmd"] | None = None
-    real_batch: int = Field(64, ge=1)  # real images per class and match step; published: 256
-    # representative: those nearest to `real_batch` cluster centres of their class, chosen anew every 10 match steps
+    """Of gradients cosine (the default), mse or l1. Of embeddings the distance of means (the default), or mmd, the
+    distance of whole distributions.
+    """
+    real_batch: int = Field(64, ge=1)
+    """Real images of each class in a match step; published: 256."""
     real_batch_choice: Literal["random", "representative"] = "random"
-    updates: int = Field(5, ge=1)  # image updates for each real batch, whose gradients cost most; published: 1
-    steps: int | None = Field(None, ge=1)  # match steps per outer step; None takes the published schedule
-    augment: Augmentation = "none"  # one draw per class and match step, the same for real and synthetic images
-    precision: Literal["float32", "bfloat16"] = "float32"  # of gradients and embeddings, real and synthetic
+    """random, or representative: the images nearest to real_batch cluster centres of their class, chosen anew every 10
+    match steps.
+    """
+    updates: int = Field(5, ge=1)
+    """Image updates for each real batch, whose gradients cost most; published: 1."""
+    steps: int | None = Field(None, ge=1)
+    """Match steps of an outer step; null takes the published schedule."""
+    augment: Augmentation = "none"
+    """Augmentation in matching: one draw for each class and match step, the same for real and synthetic images."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of gradients and embeddings, of real and synthetic images."""
 
-    # synthetic: trained on the synthetic set between match steps; real: on real images; pool: one of `pool` networks
-    # trained on real images once, its weights disturbed, for each match step.
     learner_training: Literal["synthetic", "real", "pool"] = "synthetic"
-    inner_epochs: int | None = Field(None, ge=0)  # epochs on the synthetic set; None takes the published schedule
-    learner_images: int = Field(2000, ge=1)  # real images of one training step
+    """How the network is trained between match steps. synthetic: on the synthetic set. real: on real images. pool: not
+    at all, each match step takes one of pool networks that were trained on real images once, with its weights
+    disturbed.
+    """
+    inner_epochs: int | None = Field(None, ge=0)
+    """Epochs on the synthetic set between match steps; null takes the published schedule."""
+    learner_images: int = Field(2000, ge=1)
+    """Real images of one training step."""
     learner_rate: float = Field(0.01, gt=0)
+    """Learning rate of the network's training."""
     learner_batch: int = Field(256, ge=1)
+    """Batch size of the network's training."""
     learner_momentum: float = Field(0.0, ge=0, lt=1)
+    """Momentum of the network's training."""
     learner_weight_decay: float = Field(0.0, ge=0)
-    learner_cutmix: bool = False  # of real images (Yun et al. 2019)
+    """Weight decay of the network's training."""
+    learner_cutmix: bool = False
+    """Whether real images are mixed by CutMix (Yun et al. 2019)."""
     pool: int = Field(5, ge=1)
-    pool_steps: int = Field(50, ge=0)  # training steps of each network of the pool
-    pool_noise: float = Field(1.0, ge=0)  # norm of a disturbance, of the norm of the weights that it is added to
+    """Networks of the pool."""
+    pool_steps: int = Field(50, ge=0)
+    """Training steps of each network of the pool."""
+    pool_noise: float = Field(1.0, ge=0)
+    """Norm of a disturbance, as a share of the norm of the weights that it is added to."""
 
     def schedule(self, images_per_class: int) -> tuple[int, int]:
         """(match steps, inner epochs) for any images per class."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from condense.data.config import DataConfig
 from condense.data.decoding import Frame, encode_png, framed_shape, stack
+from condense.data.forms import SOURCES
 from condense.data.readers import torchvision_name
 from condense.data.sources import LabelledImages, Split, open_source
 from condense.errors import ConfigError, FlowError
@@ -125,7 +126,7 @@ def source_named(what: str) -> str | None:
     form, _, rest = what.partition(":")
     path = Path(what)
     if not path.exists():
-        known = (form in ("parquet", "folder") and rest) or what.lower() == "digits" or torchvision_name(what)
+        known = (form in SOURCES and rest) or what.lower() == "digits" or torchvision_name(what)
         return what if known else None
     if path.is_dir():
         if (path / PARQUET).exists():

@@ -29,22 +29,40 @@ class ImagesConfig(Settings):
     """How synthetic images start and are updated. `recipe` names the defaults of all the other keys."""
 
     recipe: Literal["default", "simplebits", "dc"] = "default"
+    """Names the defaults of all other keys: default, simplebits (Schirrmeister et al. 2022) or dc (Zhao et al. 2021).
+    """
     bound: Literal["sigmoid", "clamp"] = "clamp"
+    """What keeps pixels in [0, 1]. clamp reaches black and white in finite steps; sigmoid is flat near them."""
     parameterisation: Literal["pixels", "pyramid"] = "pixels"
-    # real: random images; kmeans: those nearest to k-means centres; tiles: canvases of factor^2 random images each;
-    # set:PATH: the images that an earlier run wrote
+    """pixels moves each pixel by itself; pyramid moves whole regions too, so that simple images are reached sooner."""
     init: str = "noise"
-    init_digest: str | None = None  # content of that set, whatever its path; a run fills it in as it starts
-    factor: int = Field(1, ge=1, le=4)  # a stored canvas is decoded to factor^2 training images
+    """How images start: noise; real, random images; kmeans, the images nearest to k-means centres; tiles, canvases of
+    factor^2 random images; set:PATH, the images of an earlier run.
+    """
+    init_digest: str | None = None
+    """The content digest that the set in init must have; a run fills it in as it starts."""
+    factor: int = Field(1, ge=1, le=4)
+    """A stored canvas is decoded to factor^2 training images."""
     optimizer: Literal["adam", "sgd"] = "adam"
+    """The optimiser of the images."""
     learning_rate: float = Field(0.1, gt=0)
+    """Its learning rate."""
     betas: tuple[float, float] = (0.5, 0.99)
+    """Of adam."""
     momentum: float = Field(0.5, ge=0, lt=1)
+    """Of sgd."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    labels: Labels = "hard"  # soft: a distribution over the classes for each image, learned with its pixels
-    label_learning_rate: float = Field(0.1, gt=0)  # of soft labels' logits, by the images' optimiser and schedule
-    # The result is an exponential moving average of the images' parameters over updates, with this weight of the past
+    """cosine brings the learning rate down to zero at the end of the run."""
+    labels: Labels = "hard"
+    """hard, or soft: a distribution over the classes for each image, learned with its pixels; a byte for each class,
+    counted as bits.
+    """
+    label_learning_rate: float = Field(0.1, gt=0)
+    """The learning rate of soft labels' logits."""
     averaging: float = Field(0.0, ge=0, lt=1)
+    """The result is an exponential moving average of the images' parameters over updates, with this weight of the
+    past; 0 takes the last ones.
+    """
 
     @model_validator(mode="before")
     @classmethod
