@@ -21,7 +21,7 @@ from tuning.space import resolve_search
 
 NAME = "condense-service"
 OWNED = {"condense", "cluster", "tuning"}
-EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -106,5 +106,5 @@ def test_every_example_resolves(path: Path) -> None:
     if path.name.startswith("search"):
         assert resolve_search(path).name
         return
-    model: type[Settings] = FlowFitConfig if path.name.startswith("flow-") else RunConfig
+    model: type[Settings] = FlowFitConfig if path.parent.name == "flows" else RunConfig
     assert isinstance(resolve(model, path), model)
