@@ -10,7 +10,7 @@ PYTHONS = $(or $(strip $(PYTHON)),python3 python3.14 python3.13 python3.12 pytho
 FITS = import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint check gpu-check lock clean
+.PHONY: help setup run test lint check docs gpu-check lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -45,6 +45,10 @@ lint: setup ## formatting, lint and types
 	$(BIN)/mypy --strict -p condense -p cluster -p tuning
 
 check: lint test ## what CI runs
+
+docs: setup ## build the pages in docs/_build/html, with warnings as errors
+	$(BIN)/python docs/generate_configuration.py
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 gpu-check: setup ## the GPU tests and benchmarks in one table, under 20 minutes; DATA=FOLDER of Parquet files
 	$(BIN)/python -m benchmarks.gpu_check --out gpu-check.md $(if $(DATA),--data $(DATA))

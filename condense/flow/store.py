@@ -22,7 +22,7 @@ from condense.flow.registry import build
 from condense.settings import validate
 
 FORMAT = 1
-REGISTERED = "models:/"  # how a reference to a flow in MLflow's registry starts; see condense/condensation/pinning.py
+REGISTERED = "models:/"  # how a reference to a flow in MLflow's registry starts; see pinning.py
 
 
 def save_flow(flow: Flow, path: Path, card: dict[str, Any]) -> str:

@@ -39,14 +39,16 @@ _IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string()
 class CondensedDataset:
     """A condensed dataset and where it came from.
 
-    images: uint8 (N, C, H, W), C one or three, as stored (see `decoded`). labels: int64 (N,). class_names: one per
-        label value.
-    bits: float64 (N,), code length of each image under the flow. bits_per_dim: float64 (N,), bits / (C H W). Both are
-        None where the run had no flow of the images' shape.
-    soft_labels: float32 (N, classes), what learners are taught where they were learned; or None.
-    provenance: plain values: config, seed, versions, revision, source_digest, flow_digest, value_range, normalisation
-        {"mean": [C], "std": [C]} for images in [0, 1], decoder, evaluation. Writing adds format, class_names and
-        content_digest.
+    Attributes:
+        images: uint8 (N, C, H, W), C one or three, as stored (see `decoded`).
+        labels: int64 (N,).
+        class_names: one for each label value.
+        bits: float64 (N,), code length of each image under the flow; None where no flow measures its shape.
+        bits_per_dim: float64 (N,), bits / (C H W); None likewise.
+        soft_labels: float32 (N, classes), what learners are taught where they were learned; or None.
+        provenance: plain values: config, seed, versions, git_revision, source, flow, value_range, normalisation
+            {"mean": [C], "std": [C]} for images in [0, 1], decoder, evaluation, bits. Writing adds format, class_names
+            and content_digest.
     """
 
     images: Tensor
@@ -58,7 +60,7 @@ class CondensedDataset:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def decoded(self) -> tuple[Tensor, Tensor]:
-        """What learners are trained on: uint8 (M, C, H, W) and labels (M,), or soft ones (M, classes) where learned.
+        """Returns what learners are trained on: uint8 (M, C, H, W), and labels (M,) or soft labels (M, classes).
 
         A canvas of factor f is f^2 images, which share its label.
         """
