@@ -51,7 +51,7 @@ docs: setup ## build the pages in docs/_build/html, with warnings as errors
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 gpu-check: setup ## the GPU tests and benchmarks in one table, under 20 minutes; DATA=FOLDER of Parquet files
-	$(BIN)/python -m benchmarks.gpu_check --out gpu-check.md $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m benchmarks gpu-check --out gpu-check.md $(if $(DATA),--data $(DATA))
 
 lock: ## record the versions that .venv holds in constraints.txt
 	@{ sed -n '/^#/p' constraints.txt; \

@@ -1,11 +1,11 @@
-"""Whether `bits_target` ends at its target, and what it loses against a fixed weight that ends at the same bits.
+"""How near `bits_target` ends to its target, and what it loses against a fixed weight at the same bits.
 
-    python -m benchmarks.bits_target RESULTS.jsonl --target 2.6 --seeds 0 1 2 --set source=parquet:FILE key=value ...
-    python -m benchmarks.bits_target RESULTS.jsonl
+    python -m benchmarks bits-target --out FILE --target 2.6 --seeds 0 1 2 --set source=parquet:FILE key=value ...
+    python -m benchmarks bits-target --out FILE
 
 For each seed: one run with the target, then runs with fixed weights a little below and above the one that it ended
 with. The accuracy of a fixed weight at the very same bits is read on the line between these two, over the logarithm of
-bits. Every finished run is a line of RESULTS.jsonl, and runs that are there already are not repeated; one that is
+bits. Every finished run is a line of FILE, and runs that are there already are not repeated; one that is
 interrupted goes on from its last checkpoint (its CPU-seconds are those of the last sitting). The second form prints the
 table of what is there.
 
@@ -15,7 +15,6 @@ What real images ask of a network does not depend on the weight where the networ
 
 from __future__ import annotations
 
-import argparse
 import functools
 import math
 import statistics
@@ -28,8 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.curve import SharedTargets
-from benchmarks.rows import append, finished
+from benchmarks.bits_curve import SharedTargets
+from benchmarks.harness import append, finished, options
 from condense.condensation import build as building
 from condense.condensation.config import RunConfig
 from condense.condensation.loop import condense
@@ -146,17 +145,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Reads the arguments, runs what is missing, prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
+    parser = options(__doc__, out="bits-target.jsonl", seeds=True, settings=True)
     parser.add_argument("--target", type=float, nargs="*", default=[], help="bits per dim")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE")
     arguments = parser.parse_args()
     keep_freed_memory()
     for seed in arguments.seeds:
         for target in arguments.target:
-            runs_of_seed(target, seed, arguments.overrides, arguments.results)
-    print(table(finished(arguments.results)))
+            runs_of_seed(target, seed, arguments.set, arguments.out)
+    print(table(finished(arguments.out)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a step of the engine costs: CPU-seconds against the plain reference, and peak memory.
 
-    python -m benchmarks.engine speed --out benchmarks/results/engine-speed.jsonl
-    python -m benchmarks.engine memory --out benchmarks/results/engine-memory.jsonl
+    python -m benchmarks engine speed --out benchmarks/results/engine-speed.jsonl
+    python -m benchmarks engine memory --out benchmarks/results/engine-memory.jsonl
 
 `speed` times one match step (10 classes, 256 real images each, width 128, one image update) and one epoch of the
 network on the synthetic set: the reference (benchmarks/reference/dc.py) in a process of its own, whose allocator is
@@ -12,19 +12,15 @@ on generated images of a tiny network, and prints what the process's memory grew
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks.rows import append, finished
+from benchmarks.harness import RESULTS, append, child, finished, options
 from condense.data.normalisation import Normalisation
 from condense.learners.networks import NetworkConfig, build_network
 from condense.matching.config import MatchingConfig
@@ -84,7 +80,7 @@ def time_ours(dataset: str, ipc: int, precision: str, repeats: int) -> dict[str,
         started = time.process_time()
         made.outer_step(step)
         matched = time.process_time()
-        made.learners[0].train_on_synthetic_(made.synthetic.images().detach(), step, 1)
+        made.replicas[0].learner.train_on_synthetic_(made.synthetic.images().detach(), step, 1)
         matches.append(matched - started)
         epochs.append(time.process_time() - matched)
     return {"match": matches[1:], "epoch": epochs[1:]}
@@ -112,12 +108,6 @@ def gflop(shape: tuple[int, int, int], images: int) -> float:
     return total * images / 1e9
 
 
-def child(*arguments: object, module: str = "benchmarks.engine") -> Any:
-    """The JSON that a process of its own prints."""
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-
-
 def speed(out: Path, datasets: list[str], ipcs: list[int], repeats: int) -> None:
     """Adds a row for each dataset and images per class to `out`, and prints the table of all that it has."""
     for dataset in datasets:
@@ -125,9 +115,11 @@ def speed(out: Path, datasets: list[str], ipcs: list[int], repeats: int) -> None
             rows: dict[str, dict[str, list[float]]] = {}
             for _ in range(repeats):
                 shape = SHAPES[dataset]
-                found = {"reference": child("--shape", *shape, "--ipc", ipc, module="benchmarks.reference.dc")}
+                found = {"reference": child("benchmarks.reference.dc", "--shape", *shape, "--ipc", ipc)}
                 for precision in ("float32", "bfloat16"):
-                    found[precision] = child("one", "--dataset", dataset, "--ipc", ipc, "--precision", precision)
+                    found[precision] = child(
+                        "benchmarks.engine", "one", "--dataset", dataset, "--ipc", ipc, "--precision", precision
+                    )
                 for name, times in found.items():
                     kept = rows.setdefault(name, {"match": [], "epoch": []})
                     for part in kept:
@@ -180,7 +172,7 @@ def memory(out: Path, counts: list[int], ipcs: list[int]) -> None:
     """One process for each class count and images per class; the table."""
     for ipc in ipcs:
         for classes in counts:
-            append(out, child("grown", "--classes", classes, "--ipc", ipc))
+            append(out, child("benchmarks.engine", "grown", "--classes", classes, "--ipc", ipc))
     print("| classes | ipc | data MiB | step MiB | step KiB a class |")
     print("|---|---|---|---|---|")
     for row in finished(out):
@@ -190,9 +182,8 @@ def memory(out: Path, counts: list[int], ipcs: list[int]) -> None:
 
 def main() -> None:
     """Reads the arguments; `one` and `grown` are the processes that the others start."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("what", choices=["speed", "memory", "one", "grown"])
-    parser.add_argument("--out", type=Path, default=Path("engine.jsonl"))
     parser.add_argument("--datasets", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--ipcs", type=int, nargs="+", default=[1, 10])
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 100, 300, 1000])
@@ -204,9 +195,11 @@ def main() -> None:
     arguments = parser.parse_args()
     match arguments.what:
         case "speed":
-            speed(arguments.out, arguments.datasets, arguments.ipcs, arguments.repeats)
+            speed(
+                arguments.out or RESULTS / "engine-speed.jsonl", arguments.datasets, arguments.ipcs, arguments.repeats
+            )
         case "memory":
-            memory(arguments.out, arguments.counts, arguments.ipcs)
+            memory(arguments.out or RESULTS / "engine-memory.jsonl", arguments.counts, arguments.ipcs)
         case "one":
             print(json.dumps(time_ours(arguments.dataset, arguments.ipc, arguments.precision, 1)))
         case "grown":

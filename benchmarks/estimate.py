@@ -1,9 +1,9 @@
-"""`condense estimate` against the run: predicted and measured time and memory of the configs below.
+"""How near `condense estimate` comes to the run: predicted and measured time and memory.
 
-    python -m benchmarks.estimate DATA --out benchmarks/results/estimate.jsonl                # two idle cores
-    python -m benchmarks.estimate DATA --clock cpu --out benchmarks/results/estimate.jsonl    # a busy machine
+    python -m benchmarks estimate --data FOLDER --out benchmarks/results/estimate.jsonl                # two idle cores
+    python -m benchmarks estimate --data FOLDER --clock cpu --out benchmarks/results/estimate.jsonl    # a busy machine
 
-DATA is a folder with fashion_mnist_train.parquet and cifar10_train.parquet. With `--clock cpu` both are CPU-seconds of
+FOLDER has fashion_mnist_train.parquet and cifar10_train.parquet. With `--clock cpu` both are CPU-seconds of
 one thread in one process (workers=0), which other work on the machine changes less; the start of Ray is not in them.
 """
 
@@ -22,11 +22,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import tell
+from benchmarks.harness import options, tell
 from condense.condensation.calibration import Costs, measure_costs
+from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
 from condense.condensation.estimate import estimate, predicted
-from condense.condensation.checks import open_checked
 from condense.settings import resolve, validate
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -102,18 +102,16 @@ def _watch(ended: threading.Event, peaks: list[float]) -> None:
 
 def costs_in_cpu_seconds(config: RunConfig) -> Costs:
     """The calibration of a process of one thread, in CPU-seconds."""
-    command = [sys.executable, "-m", "benchmarks.estimate", "-", "--costs", json.dumps(config.as_dict())]
+    command = [sys.executable, "-m", "benchmarks.estimate", "--data", "-", "--costs", json.dumps(config.as_dict())]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=EXAMPLES.parent)
     return Costs(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("data")
+    parser = options(__doc__, data=True)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--cases", nargs="*", default=list(CASES))
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--costs", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.costs:

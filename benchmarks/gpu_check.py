@@ -1,7 +1,7 @@
 """The GPU tests and benchmarks in one process, without Ray or MLflow, into one table: `make gpu-check`.
 
-    python -m benchmarks.gpu_check --out gpu-check.md --data FOLDER
-    python -m benchmarks.gpu_check --device cpu --tiny        # tries this file where there is no GPU
+    python -m benchmarks gpu-check --out gpu-check.md --data FOLDER
+    python -m benchmarks gpu-check --device cpu --tiny        # tries this file where there is no GPU
 
 FOLDER holds the *_train.parquet files (cifar10, fashion_mnist); without it the runs are on scikit-learn's digits. A
 part starts only while `--minutes` are not used up, and each run has its own share of outer steps, so that the whole
@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from benchmarks.engine import SHAPES, engine
-from benchmarks.launches import counted
+from benchmarks.gpu_launches import counted
 from condense.condensation.config import RunConfig
 from condense.condensation.loop import condense
 from condense.errors import ConfigError

@@ -1,6 +1,6 @@
-"""What a worker needs to read its classes from a large Parquet file: memory, time, bytes, by its size and layout.
+"""What a worker needs to read its classes from a large Parquet file: memory, time, bytes.
 
-    python -m benchmarks.ingest all --out benchmarks/results/ingest.jsonl      # minutes, and 2 GB of disk at a time
+    python -m benchmarks ingest all --out benchmarks/results/ingest.jsonl      # minutes, and 2 GB of disk at a time
 
 Each file has pictures of 64x64 (random, so that neither PNG nor Parquet makes them smaller) in classes of 2,600; a
 larger one has more classes. The worker owns the last four, whatever the size, so its working set is the same; it is a
@@ -11,7 +11,6 @@ test split of 1,000.
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import subprocess
@@ -27,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.rows import tell
+from benchmarks.harness import options, tell
 from condense.data.config import DataConfig
 from condense.data.decoding import encode_png
 from condense.data.normalisation import normalisation_of
@@ -125,12 +124,11 @@ def measured(gigabytes: list[float], limit_mib: int) -> Iterator[dict[str, Any]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = options(__doc__)
     parser.add_argument("what", choices=["all", "read"])
     parser.add_argument("--file", type=Path)
     parser.add_argument("--limit-mib", type=int, default=400)
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[0.25, 0.5, 1, 2])
-    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.what == "read":
         print(json.dumps(read(arguments.file, arguments.limit_mib)))

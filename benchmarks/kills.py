@@ -1,7 +1,7 @@
-"""What a kill costs: one run on a cluster of several nodes, disturbed again and again, against the same run left alone.
+"""What a kill costs: a run on several nodes that is killed again and again, against the same run left alone.
 
-    python -m benchmarks.kills --out benchmarks/results/kills.jsonl      # 20 kills: a quarter of an hour on two cores
-    python -m benchmarks.kills --kills 3 --steps 120                     # does it work?
+    python -m benchmarks kills --out benchmarks/results/kills.jsonl      # 20 kills: a quarter of an hour on two cores
+    python -m benchmarks kills --kills 3 --steps 120                     # does it work?
 
 Each kill is a SIGKILL at a random moment, of one of three things in random order: a worker process; the driver, after
 which the same command is given again; a whole node, every process of it at once, while a new one joins. A row a kill:
@@ -12,7 +12,6 @@ is compared, byte by byte, with that of the run left alone, and so are the diges
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -27,6 +26,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+from benchmarks.harness import append, options
 from cluster.tracking_store import connect
 from condense.synthetic.dataset import read_dataset
 from tests.cluster.local_cluster import BIN, RayCluster, end, family, local_cluster
@@ -164,12 +164,11 @@ def is_worker(pid: int) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = options(__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     draws = random.Random(arguments.seed)
     kinds = [KINDS[number % len(KINDS)] for number in range(arguments.kills)]
@@ -208,7 +207,8 @@ def main() -> None:
                     f"{min(lost_s):.1f} to {max(lost_s):.1f}"
                 )
     if arguments.out:
-        arguments.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for row in rows:
+            append(arguments.out, row)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,26 @@
 """Accuracy against bits for each objective, and many simple images against few detailed ones.
 
-    python -m benchmarks.objectives RESULTS.jsonl --data FOLDER --sets fashion:1 fashion:10 cifar:1 --seeds 0 1 2
-    python -m benchmarks.objectives RESULTS.jsonl --data FOLDER --sets fashion:2 fashion:4 --objectives distribution
+    python -m benchmarks objectives --out FILE --data FOLDER --sets fashion:1 fashion:10 cifar:1 --seeds 0 1 2
+    python -m benchmarks objectives --out FILE --data FOLDER --sets fashion:2 fashion:4 --objectives distribution
 
 A set is a dataset and its images per class; each objective runs with several weights of the bits. All of one set have
 the same number of image updates, start at real images and are judged by one recipe (`dc`, two learners of width 64, as
 they are condensed with; the test split is read once a run). The images' rate, 0.1 for one image per class and 0.05 for
-more, was not searched. FOLDER holds {fashion_mnist,cifar10}_{train,test}.parquet. What is in RESULTS.jsonl is not
+more, was not searched. FOLDER holds {fashion_mnist,cifar10}_{train,test}.parquet. What is in FILE is not
 repeated. Prints each curve, the bits saved where one point of accuracy is lost (between the two weights around it, on
 the line between them), and what a number of bits for the whole set buys.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.curve import one_run
-from benchmarks.rows import append, finished
+from benchmarks.bits_curve import one_run
+from benchmarks.harness import finished, options, run_missing
 from condense.condensation.config import RunConfig
 from condense.settings import resolve
 from condense.workers.memory import keep_freed_memory
@@ -136,25 +134,25 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Reads the arguments, runs what is missing, prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
+    parser = options(__doc__, out="objectives.jsonl", data=True, seeds=True)
     parser.add_argument("--sets", nargs="*", default=[], metavar="DATASET:IPC")
     parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=list(OBJECTIVES))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     keep_freed_memory()
+    keys = []
     for seed, of_set, objective in itertools.product(arguments.seeds, arguments.sets, arguments.objectives):
         dataset, ipc = of_set.split(":")
-        for weight in OBJECTIVES[objective][1]:
-            key = {"dataset": dataset, "ipc": int(ipc), "objective": objective, "bits_weight": weight, "seed": seed}
-            if any(key.items() <= row.items() for row in finished(arguments.results)):
-                continue
-            print(key, file=sys.stderr, flush=True)
-            own = settings(dataset, int(ipc), objective, arguments.data)
-            row = one_run(resolve(RunConfig, None, [*own, f"bits_weight={weight}", f"seed={seed}"]))
-            append(arguments.results, key | row | {"dims": int(ipc) * 10 * 32 * 32 * (3 if dataset == "cifar" else 1)})
-    print(tables(finished(arguments.results)))
+        one = {"dataset": dataset, "ipc": int(ipc), "objective": objective, "seed": seed}
+        keys += [one | {"bits_weight": weight} for weight in OBJECTIVES[objective][1]]
+
+    def measure(key: dict[str, Any]) -> dict[str, Any]:
+        own = settings(key["dataset"], key["ipc"], key["objective"], arguments.data)
+        own += [f"bits_weight={key['bits_weight']}", f"seed={key['seed']}"]
+        dims = key["ipc"] * 10 * 32 * 32 * (3 if key["dataset"] == "cifar" else 1)
+        return one_run(resolve(RunConfig, None, own)) | {"dims": dims}
+
+    run_missing(arguments.out, keys, measure)
+    print(tables(finished(arguments.out)))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """What a search costs beside its trials, and what early stopping saves.
 
-    python benchmarks/search.py overhead [--trials 200]     trials that cost a millisecond: the driver's own time
-    python benchmarks/search.py read SEARCH_FOLDER...        of searches that `condense tune` has made: the share of the
+    python -m benchmarks search overhead [--trials 200]     trials that cost a millisecond: the driver's own time
+    python -m benchmarks search read SEARCH_FOLDER...        of searches that `condense tune` has made: the share of the
                                                              wall-clock in which no trial computes, the front's
                                                              hypervolume, and what early stopping saves or would save
-    python benchmarks/search.py compare SEARCH.yaml FOLDER [key=value ...]
+    python -m benchmarks search compare SEARCH.yaml FOLDER [--set key=value ...]
                                                              the searches of three samplers and three seeds, with the
                                                              same trials and settings, and the table of their fronts;
                                                              those that are in FOLDER already are only read
@@ -15,7 +15,6 @@ in the order in which they came: exact where the sampler is `random`, whose sugg
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import math
@@ -29,6 +28,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.harness import options
 from condense.condensation import loop as condensation
 from condense.condensation.config import RunConfig
 from condense.workers.checkpoints import NoCheckpoints
@@ -237,20 +237,18 @@ def _resident_mib() -> float:
 def main() -> None:
     """Reads the arguments."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, seeds=True, settings=True)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("overhead").add_argument("--trials", type=int, default=200)
     commands.add_parser("read").add_argument("folders", type=Path, nargs="+")
     compared = commands.add_parser("compare")
     compared.add_argument("config", type=Path)
     compared.add_argument("folder", type=Path)
-    compared.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    compared.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     if arguments.command == "overhead":
         overhead(arguments.trials)
     elif arguments.command == "compare":
-        compare(arguments.config, arguments.folder.absolute(), arguments.overrides, arguments.seeds)
+        compare(arguments.config, arguments.folder.absolute(), arguments.set, arguments.seeds)
     else:
         for folder in arguments.folders:
             read(folder)

@@ -1,7 +1,7 @@
-"""Many jobs on one cluster: does anything grow, is anything left behind?
+"""Whether anything grows or is left behind over many jobs on one cluster.
 
-    python -m benchmarks.soak --out benchmarks/results/soak.jsonl        # 50 jobs, two at a time: about 20 minutes
-    python -m benchmarks.soak --jobs 4                                   # does it work?
+    python -m benchmarks soak --out benchmarks/results/soak.jsonl        # 50 jobs, two at a time: about 20 minutes
+    python -m benchmarks soak --jobs 4                                   # does it work?
 
 A Ray head without CPUs, two nodes with one each, an MLflow server on SQLite: all real and on this machine. The jobs are
 `condense run` of the digits, submitted as `ray job submit` does, each with its own seed. Every five seconds a row says
@@ -25,6 +25,7 @@ from typing import Any
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from benchmarks.harness import append, options
 from cluster.registry import download, list_datasets
 from cluster.tracking_store import connect
 from tests.cluster.failing import Server
@@ -122,11 +123,10 @@ def submit(jobs: JobSubmissionClient, project: Path, places: list[str], seed: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = options(__doc__)
     parser.add_argument("--jobs", type=int, default=50)
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--limit-s", type=float, default=3600, help="submit no more after this; what ran is summed up")
-    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, local_cluster() as cluster:
         folder = Path(scratch)
@@ -174,7 +174,8 @@ def soak(cluster: RayCluster, server: Server, folder: Path, uri: str, arguments:
         time.sleep(0.5)
     time.sleep(SETTLE_S)
     if arguments.out:
-        arguments.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for row in rows:
+            append(arguments.out, row)
 
     total = time.monotonic() - started - SETTLE_S
     print(f"{count} jobs, {at_once} at a time, {failed} failed; {total:.0f} s in all,", end=" ")

@@ -1,6 +1,6 @@
 """What a GPU's default rounding of float32 convolutions would do: TF32, emulated on a CPU.
 
-    python -m benchmarks.tf32 --data FOLDER
+    python -m benchmarks tf32 --data FOLDER
 
 The inputs of every convolution and of its gradient are rounded to TF32's ten bits of mantissa, products and sums are
 float32: what PyTorch lets a GPU do unless told otherwise (`forbid_tf32` in condense/workers/devices.py does). Held-out
@@ -9,7 +9,6 @@ real images under the shipped flows; image gradients of one match step on genera
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.harness import options
 from condense.data.config import DataConfig
 from condense.data.sources import open_source
 from condense.flow.bits import bits_per_dim
@@ -98,8 +98,7 @@ def of_images(objective: str) -> str:
 
 def main() -> None:
     """Reads the arguments, prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser = options(__doc__, data=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     kernels.load_library = lambda: None  # PyTorch's convolutions, which a GPU would compute

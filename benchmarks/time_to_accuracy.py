@@ -1,13 +1,13 @@
-"""CPU-seconds to an accuracy: the plain reference for a number of outer steps, and what ours needs to get as far.
+"""CPU-seconds to an accuracy: the plain reference, and what ours needs to get as far.
 
-    python -m benchmarks.time_to_accuracy RESULTS.jsonl --source parquet:FILE --ipc 1 --reference 20 \
+    python -m benchmarks time-to-accuracy --out FILE --source parquet:FILE --ipc 1 --reference 20 \
         --steps 1 2 4 8 16 --seeds 0 1 2 --set key=value ...
 
 The reference (benchmarks/reference/dc.py: one class at a time, float pixels, published schedule, 256 real images a
 class) runs in a process of its own, whose allocator is left alone. Ours runs once for every number of outer steps, each
 with its whole learning rate schedule. Both see the same train images, and their images (the reference's as float) are
 judged by fresh learners of one recipe on validation images, never on the test split. CPU-seconds are those of the outer
-steps, one thread. Every row is a line of RESULTS.jsonl; what is there is not repeated; the table says the fewest
+steps, one thread. Every row is a line of FILE; what is there is not repeated; the table says the fewest
 CPU-seconds with which ours is at least as accurate as the reference of the same seed.
 """
 
@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.harness import finished, options, run_missing
 from benchmarks.reference import dc
-from benchmarks.rows import append, finished
 from condense.condensation.build import build_engine, build_evaluator, build_images
-from condense.condensation.config import RunConfig
 from condense.condensation.checks import open_checked
+from condense.condensation.config import RunConfig
 from condense.data.normalisation import normalisation_of
 from condense.data.slices import load_held_out, load_slice
 from condense.pixels import to_float
@@ -97,11 +97,11 @@ def ours(task: Task, steps: int) -> dict[str, Any]:
     return {"cpu_seconds": spent, "accuracy": task.accuracy(synthetic.images_uint8())}
 
 
-def child(arguments: argparse.Namespace, method: str, steps: int, seed: int) -> dict[str, Any]:
+def alone(arguments: argparse.Namespace, method: str, steps: int, seed: int) -> dict[str, Any]:
     """One run in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.time_to_accuracy", str(arguments.results), "--method", method]
+    command = [sys.executable, "-m", "benchmarks.time_to_accuracy", "--method", method]
     command += ["--steps", str(steps), "--ipc", str(arguments.ipc), "--source", arguments.source]
-    command += ["--seeds", str(seed), "--set", *arguments.overrides]
+    command += ["--seeds", str(seed), "--set", *arguments.set]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -143,31 +143,26 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Reads the arguments, runs what is missing, prints the table; with --method one run alone."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
+    parser = options(__doc__, out="time-to-accuracy.jsonl", seeds=True, settings=True)
     parser.add_argument("--source", default="fashion-mnist")
     parser.add_argument("--ipc", type=int, default=1)
     parser.add_argument("--reference", type=int, default=20, help="outer steps of the reference")
     parser.add_argument("--steps", type=int, nargs="*", default=[])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--method", choices=["reference", "ours"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.method:
         torch.set_num_threads(1)
         own = [f"source={arguments.source}", f"images_per_class={arguments.ipc}", f"seed={arguments.seeds[0]}"]
         method = {"reference": reference, "ours": ours}[arguments.method]
-        print(json.dumps(method(Task([*arguments.overrides, *own]), arguments.steps[0])))
+        print(json.dumps(method(Task([*arguments.set, *own]), arguments.steps[0])))
         return
-    for seed in arguments.seeds:
-        for method, steps in [("reference", arguments.reference), *(("ours", steps) for steps in arguments.steps)]:
-            what = {"source": arguments.source, "ipc": arguments.ipc, "seed": seed, "method": method, "steps": steps}
-            what["settings"] = arguments.overrides
-            if not any(what.items() <= row.items() for row in finished(arguments.results)):
-                row = what | child(arguments, method, steps, seed)
-                print(row, file=sys.stderr, flush=True)
-                append(arguments.results, row)
-    print(table(finished(arguments.results)))
+    ways = [("reference", arguments.reference), *(("ours", steps) for steps in arguments.steps)]
+    common = {"source": arguments.source, "ipc": arguments.ipc, "settings": arguments.set}
+    keys = [
+        common | {"seed": seed, "method": method, "steps": steps} for seed in arguments.seeds for method, steps in ways
+    ]
+    run_missing(arguments.out, keys, lambda key: alone(arguments, key["method"], key["steps"], key["seed"]))
+    print(table(finished(arguments.out)))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
 """What a warm start saves: runs that begin with the set of a neighbouring bits_weight, beside cold ones.
 
-    python -m benchmarks.warm_start RESULTS.jsonl --seeds 0 1 2 --set source=parquet:FILE key=value ...
+    python -m benchmarks warm-start --out FILE --seeds 0 1 2 --set source=parquet:FILE key=value ...
 
 For each seed: one cold run for every weight, then, from each cold set, the runs of the other weights under every rule
 (share of the outer steps, share of the image learning rate). Judged on validation images. Every finished run is a line
-of RESULTS.jsonl, and runs that are there already are not repeated (the cold sets stay in RESULTS-sets beside it). The
+of FILE, and runs that are there already are not repeated (the cold sets stay in FILE-sets beside it). The
 table is printed at the end: each warm run against the cold one of its weight and seed.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.rows import append, finished
+from benchmarks.harness import append, finished, options
 from condense.condensation.config import RunConfig
 from condense.condensation.loop import condense
 from condense.settings import resolve
@@ -118,15 +117,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Reads the arguments, runs what is missing, prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE")
-    arguments = parser.parse_args()
+    arguments = options(__doc__, out="warm-start.jsonl", seeds=True, settings=True).parse_args()
     keep_freed_memory()
     for seed in arguments.seeds:
-        runs_of_seed(seed, arguments.overrides, arguments.results)
-    print(table(finished(arguments.results)))
+        runs_of_seed(seed, arguments.set, arguments.out)
+    print(table(finished(arguments.out)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What asking a yardstick costs, against the floor of its operations and beside other Glows.
+"""What measuring bits costs, against the floor of its operations and beside other Glows.
 
-    OMP_NUM_THREADS=1 python benchmarks/flow/cost.py [--rounds 5] [--flows FLOW ...]
+    OMP_NUM_THREADS=1 python -m benchmarks flow-cost [--repeats 5] [--flows FLOW ...]
 
 For each flow (default: the shipped ones), log-likelihood of 50 images and its gradient to them, one thread, in one
 interleaved run with normflows' Glow (Stimper et al. 2023) of the same size and the published Glow (K = 6, hidden 512).
@@ -14,7 +14,6 @@ write at its copying rate. Fused kernels may go below the second; nothing goes b
 
 from __future__ import annotations
 
-import argparse
 import functools
 import math
 import sys
@@ -25,7 +24,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import published
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -33,6 +31,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from benchmarks.flow import published
+from benchmarks.harness import options
 from condense.errors import FlowError
 from condense.flow.bits import bits_per_dim
 from condense.flow.precision import at_precision
@@ -66,16 +66,16 @@ class Operations(TorchDispatchMode):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--flows", nargs="+", metavar="FLOW", help="default: the shipped ones")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="rounds, in each of which all take turns")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="torch.lu")  # normflows calls it
     keep_freed_memory()
-    text = [f"# Cost\n\n    OMP_NUM_THREADS=1 python benchmarks/flow/cost.py --rounds {arguments.rounds}"]
+    text = [f"# Cost\n\n    OMP_NUM_THREADS=1 python benchmarks/flow/cost.py --rounds {arguments.repeats}"]
     for name in arguments.flows or shipped_flows():
-        text.append(report(name, arguments.rounds))
+        text.append(report(name, arguments.repeats))
         print(text[-1], flush=True)
     (Path(__file__).parent / "cost.md").write_text("\n\n".join(text) + "\n")
 

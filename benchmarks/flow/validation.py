@@ -1,8 +1,8 @@
-"""Is the measure to be believed? Order, degradations, compressors, a second flow, and where it misleads.
+"""Whether bits are to be believed: order, degradations, compressors, a second flow, where they mislead.
 
-    OMP_NUM_THREADS=1 python benchmarks/flow/validation.py DATA_DIR [--second DIR] [--images 100] [--flows FLOW ...]
+    OMP_NUM_THREADS=1 python -m benchmarks flow-validation --data FOLDER [--second DIR] [--flows FLOW ...]
 
-DATA_DIR holds {mnist,fashion_mnist,cifar10}_{train,test}.parquet and cinic10_natural.parquet. `--second` holds a flow
+FOLDER holds {mnist,fashion_mnist,cifar10}_{train,test}.parquet and cinic10_natural.parquet. `--second` holds a flow
 of each name that was trained independently (another seed, another architecture): without it, what needs it is left out.
 Six sets are condensed with each flow and kept in `--work`. Writes validation.md and validation.png beside this file,
 and exits with 1 where kinds of images are out of order or blur does not lower the bits. About five CPU-minutes.
@@ -19,10 +19,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-import validation_images as made
-import validation_sets
 from torch import Tensor
 
+from benchmarks.flow import validation_images as made
+from benchmarks.flow import validation_sets
+from benchmarks.harness import options
 from condense.flow.bits import Density, bits_per_dim, measure
 from condense.flow.store import load_flow, shipped_flows
 from condense.pixels import round_straight_through, to_float, to_uint8
@@ -64,8 +65,7 @@ class Yardstick:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser = options(__doc__, data=True)
     parser.add_argument("--flows", nargs="+", metavar="FLOW", help="default: the shipped ones")
     parser.add_argument("--second", type=Path)
     parser.add_argument("--work", type=Path, default=Path("validation-work"), help="condensed sets, made once")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from validation_images import blurred
 
-from condense.condensation.config import RunConfig
+from benchmarks.flow.validation_images import blurred
 from condense.api import run
+from condense.condensation.config import RunConfig
 from condense.data.config import DataConfig
 from condense.data.sources import open_source
 from condense.settings import validate

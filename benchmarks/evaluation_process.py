@@ -1,8 +1,8 @@
-"""What evaluations beside training save: the quickstart evaluated in its way and beside it, 5 and 20 times in a run.
+"""What evaluating beside training saves: the quickstart evaluated both ways.
 
-    python -m benchmarks.beside --out benchmarks/results/beside.jsonl   # two idle cores, one thread each; five minutes
-    python -m benchmarks.beside --tiny                                  # does it work?
-    python -m benchmarks.beside --read benchmarks/results/beside.jsonl  # the table of rows taken before
+    python -m benchmarks evaluation-process --out benchmarks/results/beside.jsonl  # two idle cores; five minutes
+    python -m benchmarks evaluation-process --tiny                                  # does it work?
+    python -m benchmarks evaluation-process --read benchmarks/results/beside.jsonl  # the table of rows taken before
 
 One line a run: seconds of the optimisation (from the end of the first outer step to the last accuracy), of the whole
 run without the test split, and the accuracies, which have to be the same both ways; then the medians and their ratio.
@@ -17,14 +17,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.rows import finished, repeated, tell
+from benchmarks.harness import finished, options, quiet, tell
 from condense.condensation.config import RunConfig
 from condense.condensation.loop import condense
 from condense.settings import resolve
 from condense.workers.checkpoints import NoCheckpoints
 from condense.workers.collective import Alone
 from condense.workers.context import Progress, WorkerContext
-from condense.workers.memory import keep_freed_memory
 from condense.workers.tracking import RecordingTracker
 
 ROOT = Path(__file__).parents[1]
@@ -71,12 +70,11 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    arguments = repeated(__doc__ or "")
+    arguments = options(__doc__, repeats=2, settings=True).parse_args()
     if arguments.read:
         show(finished(arguments.read))
         return
-    torch.set_num_threads(1)
-    keep_freed_memory()
+    quiet()
     settings = (*(TINY if arguments.tiny else ()), *arguments.set)
     measure(1, False, (*settings, "outer_steps=2"))  # a process's first run also warms up
     rows = []

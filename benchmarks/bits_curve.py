@@ -1,9 +1,9 @@
-"""Accuracy against bits: one run per bits_weight and seed, by the product's own path, and the table over them.
+"""Accuracy against bits: one run for each bits_weight and seed.
 
-    python benchmarks/curve.py CONFIG RESULTS.jsonl --weights 0 2 10 40 150 600 --seeds 0 1 2 --set key=value ...
+    python -m benchmarks bits-curve --config CONFIG --out FILE --weights 0 2 10 40 --set key=value ...
 
 CONFIG is a run config (examples/fashion-mnist.yaml); key=value are its overrides, such as source=parquet:FILE. Each
-finished run is a line of RESULTS.jsonl; runs that are there already are not repeated, so the command goes on where it
+finished run is a line of FILE; runs that are there already are not repeated, so the command goes on where it
 was stopped, and several processes may share the seeds. The table is printed at the end.
 
 What real images ask of a network does not depend on bits_weight, so the runs of one seed share it: only the first of
@@ -12,7 +12,6 @@ them computes it (its targets stay in memory, 13 MB an outer step), and only its
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
 import statistics
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.rows import append, finished
+from benchmarks.harness import finished, options, run_missing
 from condense.condensation import build as building
 from condense.condensation.config import RunConfig
 from condense.condensation.loop import condense
@@ -107,26 +106,25 @@ def table(rows: list[dict[str, float]]) -> str:
 
 def main() -> None:
     """Reads the arguments, runs what is missing, prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path)
-    parser.add_argument("results", type=Path)
+    parser = options(__doc__, out="fashion-mnist-ipc1.jsonl", seeds=True, settings=True)
+    parser.add_argument("--config", type=Path, required=True, help="a run config, such as examples/fashion-mnist.yaml")
     parser.add_argument("--weights", type=float, nargs="+", required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE")
     arguments = parser.parse_args()
     keep_freed_memory()
     targets: dict[int, dict[int, Any]] = {}
-    for seed, weight in itertools.product(arguments.seeds, arguments.weights):
-        if any((row["bits_weight"], row["seed"]) == (weight, seed) for row in finished(arguments.results)):
-            continue
-        print(f"bits_weight {weight:g}, seed {seed}", file=sys.stderr, flush=True)
-        overrides = [*arguments.overrides, f"bits_weight={weight}", f"seed={seed}"]
-        targets = {seed: targets.get(seed, {})}
-        shared = targets[seed]
+
+    def measure(key: dict[str, Any]) -> dict[str, Any]:
+        seed = key["seed"]
+        shared = targets.setdefault(seed, {})
+        for other in targets.keys() - {seed}:
+            del targets[other]
         building.build_objective = functools.partial(SharedTargets, shared)  # type: ignore[assignment]
-        row = one_run(resolve(RunConfig, arguments.config, overrides))
-        append(arguments.results, row)
-    print(table(finished(arguments.results)))
+        own = [*arguments.set, f"bits_weight={key['bits_weight']}", f"seed={seed}"]
+        return one_run(resolve(RunConfig, arguments.config, own))
+
+    chosen = itertools.product(arguments.seeds, arguments.weights)
+    run_missing(arguments.out, [{"bits_weight": weight, "seed": seed} for seed, weight in chosen], measure)
+    print(table(finished(arguments.out)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A cost model of an outer step on W workers that share the classes, held against this machine, and asked about GPUs.
+"""A cost model of an outer step on several workers, held against this machine, and asked about GPUs.
 
-    python -m benchmarks.scaling measured --rows benchmarks/results/service.jsonl    # two idle cores, four minutes
-    python -m benchmarks.scaling measured --rows benchmarks/results/replicas.jsonl --set replicas=2
-    python -m benchmarks.scaling gpus                                                # arithmetic alone
+    python -m benchmarks cost-model measured --rows benchmarks/results/service.jsonl    # two idle cores, four minutes
+    python -m benchmarks cost-model measured --rows benchmarks/results/replicas.jsonl --set replicas=2
+    python -m benchmarks cost-model gpus                                                # arithmetic alone
 
 With C classes, n = ceil(C / W) of the largest slice, M match steps and S steps of SGD on the synthetic set in between:
 
@@ -11,14 +11,13 @@ With C classes, n = ceil(C / W) of the largest slice, M match steps and S steps 
 
 `measured` takes launches and compute (what does not shrink with the slice, and what does) from an engine of ten classes
 and from two of five, side by side in processes of one thread each, the exchange from two processes, and compares with
-the rows that benchmarks.service wrote. With `replicas=2` each of the two workers has all classes and one network,
+the rows that benchmarks.workers wrote. With `replicas=2` each of the two workers has all classes and one network,
 trained alone, and what is exchanged is the gradient at the images, once an update. `gpus` takes them from counts of
 operations and the data sheet figures below.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import time
@@ -31,15 +30,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from benchmarks.launches import counted
-from benchmarks.rows import finished
-from benchmarks.service import FULL, ROOT
+from benchmarks.gpu_launches import counted
+from benchmarks.harness import finished, options
+from benchmarks.workers import FULL, ROOT
 from condense.condensation.build import build_engine
-from condense.condensation.config import RunConfig
 from condense.condensation.checks import open_checked
+from condense.condensation.config import RunConfig
 from condense.data.normalisation import normalisation_of
 from condense.learners.networks import build_network
-from condense.matching.engine import CLASSES_AT_ONCE
+from condense.matching.replica import CLASSES_AT_ONCE
 from condense.settings import resolve
 from condense.synthetic.synthetic_set import initial_set
 from condense.workers.collective import Alone, ProcessGroup
@@ -99,7 +98,7 @@ def _exchange(rank: int, numbers: int, found: list[float]) -> None:
 
 
 def measured(rows: Path, settings: list[str], clock: str, repeats: int) -> None:
-    """The model's prediction of the two-worker run of benchmarks.service, beside what it took."""
+    """The model's prediction of the two-worker run of benchmarks.workers, beside what it took."""
     _start(clock)
     config = resolve(RunConfig, ROOT / "examples" / "quickstart.yaml", (*FULL, "bits_weight=0", "workers=0", *settings))
     slices, columns = mesh_shape(2, config.replicas)
@@ -259,10 +258,9 @@ def gpus() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = options(__doc__, settings=True)
     parser.add_argument("what", choices=["measured", "gpus"])
     parser.add_argument("--rows", type=Path, default=ROOT / "benchmarks" / "results" / "service.jsonl")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument(
         "--clock", choices=["wall", "cpu"], default="wall", help="cpu: of one process, on a busy machine"
     )

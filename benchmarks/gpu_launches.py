@@ -1,6 +1,6 @@
-"""Kernels that the parts of an outer step launch on a GPU, counted on a device that holds no values.
+"""How many kernels the parts of an outer step launch on a GPU.
 
-    python -m benchmarks.launches
+    python -m benchmarks gpu-launches
 
 Every operation that PyTorch hands to the device is one, but for views and empty tensors; a few are more (a norm's
 gradient is three), so the truth is some more. Ten classes of 3x32x32, ConvNet of width 128 and depth 3. A step is bound
@@ -9,7 +9,6 @@ by its launches where they take longer, at some 6 us each, than what is computed
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.engine import REAL, SHAPES, WIDTH, engine
+from benchmarks.harness import options
 from condense.learners.networks import NetworkConfig
 
 NOTHING = {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
@@ -65,20 +65,20 @@ def counted(
         device="meta",
         objective=objective,
     )
-    (learner,) = made.learners
-    goals: list[Any] = []
+    (replica,) = made.replicas
+    targets: list[Any] = []
     found = {
-        "network": launched(lambda: learner.start_(0, 0)),
-        "target": launched(lambda: goals.append(made._goal(learner, 0))),
-        "update": launched(lambda: made._update_images(goals, 0)),
+        "network": launched(lambda: replica.learner.start_(0, 0)),
+        "target": launched(lambda: targets.append(replica.targets(0, replica.draw_transforms(0)))),
+        "update": launched(lambda: made._update_images(list(zip(*targets, strict=True)), 0)),
     }
     images = made.synthetic.images().detach()
-    batches = -(-classes * ipc // made.matching.learner_batch)
-    return found | {"learner": launched(lambda: learner.train_on_synthetic_(images, 0, 1)) // batches}
+    batches = -(-classes * ipc // replica.matching.learner_batch)
+    return found | {"learner": launched(lambda: replica.learner.train_on_synthetic_(images, 0, 1)) // batches}
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    options(__doc__).parse_args()
     print("| objective | precision | network | target | image update | learner's step |")
     print("|---|---|---|---|---|---|")
     for objective in ("gradient", "distribution"):

@@ -1,9 +1,9 @@
-"""What the service costs beside the in-process loop, and what a second worker gives: the same run three ways.
+"""What Ray and MLflow cost beside the in-process loop, and what a second worker gives.
 
-    python -m benchmarks.service --repeats 3 --out benchmarks/results/service.jsonl   # two idle cores; eight minutes
-    python -m benchmarks.service --set replicas=2 --out benchmarks/results/replicas.jsonl  # a network on each of two
-    python -m benchmarks.service --tiny                                   # does it work?
-    python -m benchmarks.service --read benchmarks/results/service.jsonl  # the table of rows taken before
+    python -m benchmarks workers --repeats 3 --out benchmarks/results/service.jsonl   # two idle cores; eight minutes
+    python -m benchmarks workers --set replicas=2 --out benchmarks/results/replicas.jsonl  # a network on each of two
+    python -m benchmarks workers --tiny                                   # does it work?
+    python -m benchmarks workers --read benchmarks/results/service.jsonl  # the table of rows taken before
 
 One line a way: seconds until the first outer step is done (processes, imports, data), seconds and CPU-seconds of the
 workers from there to the last one, those of everything else on the machine meanwhile (Ray's other processes, and what
@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.rows import finished, repeated, tell
+from benchmarks.harness import finished, options, tell
 from cluster.trainer import train
 from condense.condensation.config import RunConfig
 from condense.condensation.in_process import condense_here
@@ -113,7 +113,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    arguments = repeated(__doc__ or "")
+    arguments = options(__doc__, repeats=2, settings=True).parse_args()
     if arguments.read:
         show(finished(arguments.read))
         return

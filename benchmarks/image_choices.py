@@ -1,25 +1,22 @@
-"""What single settings do to accuracy and bits: the image's parameterisation, its rate's schedule, averaging, replicas.
+"""What single settings of the images do to accuracy and bits.
 
-    python -m benchmarks.choices RESULTS.jsonl --data FOLDER
-    python -m benchmarks.choices RESULTS.jsonl --data FOLDER --sets replicas patience
+    python -m benchmarks image-choices --out FILE --data FOLDER
+    python -m benchmarks image-choices --out FILE --data FOLDER --sets replicas patience
 
 One run a choice and seed on Fashion-MNIST, each with everything else as `benchmarks.objectives` has it: width 64, 150
 image updates (200 with ten images per class); recipe `dc`, two learners. Replicas cost as many times as much, so they
-have as many times fewer steps. What is in RESULTS.jsonl is not repeated.
+have as many times fewer steps. What is in FILE is not repeated.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from benchmarks.curve import one_run
+from benchmarks.bits_curve import one_run
+from benchmarks.harness import finished, options, run_missing
 from benchmarks.objectives import settings
-from benchmarks.rows import append, finished
 from condense.condensation.config import RunConfig
 from condense.settings import resolve
 from condense.workers.memory import keep_freed_memory
@@ -109,24 +106,24 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Reads the arguments, runs what is missing, prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
+    parser = options(__doc__, out="choices.jsonl", data=True, seeds=True)
     parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     keep_freed_memory()
-    for name in arguments.sets:
-        dataset, ipc, objective, choices = SETS[name]
-        for seed in arguments.seeds:
-            for choice, own in choices.items():
-                key = {"set": name, "choice": choice, "seed": seed}
-                if any(key.items() <= row.items() for row in finished(arguments.results)):
-                    continue
-                print(key, file=sys.stderr, flush=True)
-                overrides = [*settings(dataset, ipc, objective, arguments.data), *own, f"seed={seed}"]
-                append(arguments.results, key | one_run(resolve(RunConfig, None, overrides)))
-    print(table(finished(arguments.results)))
+    keys = [
+        {"set": name, "choice": choice, "seed": seed}
+        for name in arguments.sets
+        for seed in arguments.seeds
+        for choice in SETS[name][3]
+    ]
+
+    def measure(key: dict[str, Any]) -> dict[str, Any]:
+        dataset, ipc, objective, choices = SETS[key["set"]]
+        own = [*settings(dataset, ipc, objective, arguments.data), *choices[key["choice"]], f"seed={key['seed']}"]
+        return one_run(resolve(RunConfig, None, own))
+
+    run_missing(arguments.out, keys, measure)
+    print(table(finished(arguments.out)))
 
 
 if __name__ == "__main__":
