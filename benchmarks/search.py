@@ -237,13 +237,15 @@ def _resident_mib() -> float:
 def main() -> None:
     """Reads the arguments."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    parser = options(__doc__, seeds=True, settings=True)
+    parser = options(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("overhead").add_argument("--trials", type=int, default=200)
     commands.add_parser("read").add_argument("folders", type=Path, nargs="+")
     compared = commands.add_parser("compare")
     compared.add_argument("config", type=Path)
     compared.add_argument("folder", type=Path)
+    compared.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    compared.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the search")
     arguments = parser.parse_args()
     if arguments.command == "overhead":
         overhead(arguments.trials)
