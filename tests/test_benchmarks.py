@@ -29,8 +29,7 @@ class ParsedError(Exception):
 def quoted() -> list[str]:
     """Every command that a page quotes, in its own block or between words."""
     texts = (re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8")) for page in PAGES)
-    found = {command for text in texts for command in re.findall(r"python -m benchmarks ([^`\n]+)", text)}
-    return sorted(command for command in found if not command.startswith("NAME"))
+    return sorted({found for text in texts for found in re.findall(r"python -m benchmarks ([a-z][^`\n]+)", text)})
 
 
 def defines_main(path: Path) -> bool:

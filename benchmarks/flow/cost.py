@@ -73,7 +73,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="torch.lu")  # normflows calls it
     keep_freed_memory()
-    text = [f"# Cost\n\n    OMP_NUM_THREADS=1 python benchmarks/flow/cost.py --rounds {arguments.repeats}"]
+    text = [f"# Cost\n\n    OMP_NUM_THREADS=1 python -m benchmarks flow-cost --repeats {arguments.repeats}"]
     for name in arguments.flows or shipped_flows():
         text.append(report(name, arguments.repeats))
         print(text[-1], flush=True)

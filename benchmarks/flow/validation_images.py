@@ -22,7 +22,7 @@ from condense.pixels import to_float, to_uint8
 from condense.seeding import generator
 from condense.synthetic.controls import jpeg
 
-COMMAND = "    OMP_NUM_THREADS=1 python -m benchmarks flow-validation --data FOLDER --second SECOND_DIR"
+COMMAND = "    OMP_NUM_THREADS=1 python -m benchmarks flow-validation --data FOLDER --second FOLDER2"
 SIDE = 32
 
 
