@@ -28,6 +28,7 @@ from condense.settings import resolve
 from condense.synthetic.dataset import read_dataset
 from condense.workers.checkpoints import Checkpoint, write
 from condense.workers.storage import file_name
+from tests.builders.commands import left, refused
 from tests.conftest import QUICKSTART, ROOT, TINY, Command, Outcome, condense_in
 
 HEAVY = ("torch", "pyarrow", "ray", "mlflow")
@@ -93,23 +94,6 @@ def test_evaluating_a_file_reproduces_its_accuracy_exactly(tiny: Outcome, home: 
     stated = read_dataset(home / tiny.dataset).provenance["evaluation"]["accuracy_mean"]
     assert f"test accuracy {stated:.2f}" in found.out
     assert "reproduced exactly" in found.out
-
-
-def refused(outcome: Outcome, *named: str) -> None:
-    """One message on standard error: a problem, at most one remedy, everything in `named`; exit code 2."""
-    assert outcome.code == 2, outcome.out + outcome.err
-    problem, *remedy = outcome.err.splitlines()
-    assert problem.startswith("error ")
-    assert [line[:5] for line in remedy] in ([], ["  -> "])
-    assert " at 0x" not in outcome.err
-    for part in named:
-        assert part in outcome.err
-
-
-def left(folder: Path) -> list[Path]:
-    """Files that a refused command must not have left: in its output, and half-written ones anywhere."""
-    written = [path for path in (folder / "condensed").rglob("*") if path.is_file()]
-    return written + [path for path in folder.rglob(".*") if path.is_file()]
 
 
 def png(seed: int, *, size: int = 16, mode: str = "L") -> bytes:

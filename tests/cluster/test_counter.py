@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from condense.workers.context import Progress
-from tests.counter import CounterConfig, count
-from tests.processes import descendants
+from tests.builders.counter import CounterConfig, count
+from tests.builders.processes import descendants
 
 pytestmark = [pytest.mark.ray, pytest.mark.mlflow, pytest.mark.slow]
 

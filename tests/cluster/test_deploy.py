@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,12 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from tests.builders.deployment import DEPLOY, load, made_secrets
 from tests.conftest import ROOT
 
-DEPLOY = ROOT / "deploy"
 KUBERNETES = "1.36"
 SCHEMAS = Path(os.environ.get("CONDENSE_SCHEMAS", "/nonexistent"))
 needs_schemas = pytest.mark.skipif(not SCHEMAS.is_dir(), reason="CONDENSE_SCHEMAS names no folder")
-
-
-def load(name: str) -> Any:
-    return yaml.safe_load((DEPLOY / name).read_text())
 
 
 def kuberay() -> dict[str, Any]:
@@ -163,13 +158,6 @@ def test_docker_compose_resolves_both_files() -> None:
     files = [part for name in ("compose.yaml", "compose-gpu.yaml") for part in ("--file", str(DEPLOY / name))]
     environment = {**os.environ, **made_secrets()}
     subprocess.run(["docker", "compose", *files, "config", "--quiet"], env=environment, check=True)
-
-
-def made_secrets() -> dict[str, str]:
-    printed = subprocess.run(
-        [sys.executable, DEPLOY / "make_secrets.py"], capture_output=True, text=True, check=True
-    ).stdout
-    return dict(line.split("=", 1) for line in printed.splitlines())
 
 
 def test_the_services_refer_only_to_what_the_compose_file_has() -> None:

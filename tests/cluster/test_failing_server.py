@@ -16,8 +16,8 @@ from cluster.tracking_store import connect
 from condense.condensation.config import RunConfig
 from condense.settings import resolve
 from condense.workers.context import Progress
-from tests.cluster.failing import Proxy, Server, until
-from tests.condensation.test_loop import TINY
+from tests.builders.failing import Proxy, Server, until
+from tests.builders.runs import TINY
 
 pytestmark = [pytest.mark.mlflow, pytest.mark.slow]
 

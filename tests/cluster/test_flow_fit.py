@@ -24,7 +24,7 @@ from condense.flow.recipe import FlowFitConfig
 from condense.flow.store import load_card, load_flow
 from condense.settings import resolve
 from condense.workers.context import Progress
-from tests.processes import descendants
+from tests.builders.processes import descendants
 
 RECIPE = {
     "source": "digits",

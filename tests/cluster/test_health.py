@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.cluster.local_cluster import BIN, end, free_port, until
-from tests.cluster.test_deploy import load, made_secrets
+from tests.builders.deployment import load, made_secrets
+from tests.builders.local_cluster import BIN, end, free_port, until
 from tests.conftest import ROOT
 
 

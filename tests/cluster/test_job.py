@@ -17,8 +17,8 @@ from condense.workers.checkpoints import NoCheckpoints
 from condense.workers.collective import Alone
 from condense.workers.context import WorkerContext
 from condense.workers.tracking import NullTracker
-from tests.cluster.local_cluster import BIN, START_S, RayCluster, end, local_cluster, until
-from tests.data.test_sources import rows, write_hub
+from tests.builders.local_cluster import BIN, START_S, RayCluster, end, local_cluster, until
+from tests.builders.sources import rows, write_hub
 
 pytestmark = [pytest.mark.ray, pytest.mark.mlflow, pytest.mark.slow]
 

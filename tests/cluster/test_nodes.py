@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from condense.synthetic.dataset import read_dataset
-from tests.cluster.local_cluster import BIN, START_S, RayCluster, family, local_cluster, until
-from tests.data.test_sources import rows, write_hub
+from tests.builders.local_cluster import BIN, START_S, RayCluster, family, local_cluster, until
+from tests.builders.sources import rows, write_hub
 
 pytestmark = [
     pytest.mark.ray,

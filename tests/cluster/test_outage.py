@@ -16,7 +16,7 @@ from condense.condensation.config import RunConfig
 from condense.errors import TrackingError
 from condense.settings import resolve
 from condense.workers.context import Progress
-from tests.condensation.test_loop import TINY
+from tests.builders.runs import TINY
 
 pytestmark = pytest.mark.mlflow
 

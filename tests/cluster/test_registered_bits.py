@@ -12,10 +12,10 @@ from cluster.registry import register
 from condense.flow.fit import FitResult
 from condense.flow.store import save_flow
 from condense.synthetic.dataset import CondensedDataset, write_dataset
-from tests.cli.test_commands import refused
-from tests.cluster.test_tracking import new_run
+from tests.builders.commands import refused
+from tests.builders.flows import DESCRIPTIONS, tiny_flow
+from tests.builders.mlflow_runs import new_run
 from tests.conftest import Command
-from tests.flow.test_glow import DESCRIPTIONS, tiny_flow
 
 pytestmark = pytest.mark.mlflow
 

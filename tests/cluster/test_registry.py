@@ -25,7 +25,8 @@ from cluster.registry import (
 )
 from cluster.tracking_store import SQLITE, connect
 from condense.errors import DatasetError, OutputError
-from tests.cluster.test_tracking import new_run
+from tests.builders.mlflow_runs import new_run
+from tests.builders.registered import contents, make_folder
 
 pytestmark = pytest.mark.mlflow
 
@@ -35,23 +36,11 @@ def name() -> str:
     return f"digits-{uuid.uuid4().hex[:8]}"
 
 
-def make_folder(folder: Path, content: bytes = b"PAR1 pixels") -> Path:
-    (folder / "figures").mkdir(parents=True)
-    (folder / "data.parquet").write_bytes(content)
-    (folder / "README.md").write_text("# A dataset\n")
-    (folder / "figures" / "bits.png").write_bytes(bytes(range(256)))
-    return folder
-
-
 def add(uri: str, name: str, folder: Path, **tags: str) -> DatasetVersion:
     content = uuid.uuid4().hex
     return register(
         uri, new_run(uri), name, make_folder(folder / content, content.encode()), {"content_digest": content, **tags}
     )
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def test_a_registered_dataset_comes_back_byte_for_byte(tracking_uri: str, name: str, tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from cluster.versions import CHECKSUMS
 from condense.condensation.config import RunConfig
 from condense.errors import ConfigError, DatasetError, TrackingError
 from condense.settings import resolve
-from tests.cluster.test_registry import contents, make_folder
-from tests.cluster.test_tracking import new_run
+from tests.builders.mlflow_runs import new_run
+from tests.builders.registered import contents, make_folder
 
 SECRET = "hidden-p@ss/word"
 

@@ -24,22 +24,12 @@ from cluster.tracking import MLflowTracker, check_tracking, log_source, open_run
 from cluster.tracking_store import SQLITE, connect, patience, store_uri
 from condense.errors import TrackingError
 from condense.workers.tracking import Tracker
-from tests.workers.test_tracking import TrackerContract, picture
+from tests.builders.mlflow_runs import history, new_run
+from tests.builders.tracking import TrackerContract, picture
 
 pytestmark = pytest.mark.mlflow
 
 UNREACHABLE = "http://127.0.0.1:9"  # the discard port: nothing listens
-
-
-def new_run(uri: str, identity: str = "", **settings: object) -> str:
-    return open_run(
-        uri, experiment="tests", name="digits", identity=identity or uuid.uuid4().hex, params=settings or {"seed": 0}
-    )
-
-
-def history(uri: str, run_id: str, name: str) -> list[tuple[int, float]]:
-    points = connect(uri).get_metric_history(run_id, name)
-    return [(point.step, point.value) for point in points]
 
 
 class TestMLflowTracker(TrackerContract):

@@ -18,7 +18,7 @@ from condense.settings import resolve
 from condense.synthetic.dataset import CondensedDataset
 from condense.workers.context import Progress
 from condense.workers.tracking import NullTracker
-from tests.processes import descendants
+from tests.builders.processes import descendants
 
 pytestmark = pytest.mark.ray
 

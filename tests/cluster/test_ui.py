@@ -23,9 +23,9 @@ from cluster.tracking import MLflowTracker, check_tracking
 from cluster.tracking_store import connect
 from cluster.ui import serve
 from condense.errors import TrackingError
-from tests.cluster.test_tracking import history, new_run
-from tests.processes import descendants
-from tests.workers.test_tracking import picture
+from tests.builders.mlflow_runs import history, new_run
+from tests.builders.processes import descendants
+from tests.builders.tracking import picture
 
 pytestmark = pytest.mark.mlflow
 

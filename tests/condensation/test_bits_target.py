@@ -12,7 +12,7 @@ from condense.condensation.config import RunConfig
 from condense.errors import ConfigError
 from condense.settings import resolve
 from condense.workers.checkpoints import Checkpoint
-from tests.condensation.test_loop import KilledAfter, KilledError, run
+from tests.builders.runs import KilledAfter, KilledError, run
 
 SETTINGS = (
     "network.name=mlp",

@@ -12,7 +12,7 @@ from condense.settings import resolve
 from condense.synthetic.dataset import read_dataset, write_dataset
 from condense.synthetic.decoder import decode_uint8
 from condense.workers.checkpoints import LocalCheckpoints
-from tests.condensation.test_loop import KilledAfter, KilledError, run
+from tests.builders.runs import KilledAfter, KilledError, run
 from tests.conftest import ROOT
 
 TINY = (

@@ -14,7 +14,7 @@ from condense.settings import resolve
 from condense.synthetic.config import ImagesConfig
 from condense.synthetic.dataset import CondensedDataset, write_dataset
 from condense.synthetic.synthetic_set import initial_set
-from tests.condensation.test_loop import config, run
+from tests.builders.runs import config, run
 from tests.conftest import Command
 
 

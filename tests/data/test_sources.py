@@ -8,7 +8,6 @@ import io
 import json
 import pickle
 import struct
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,47 +25,16 @@ from PIL import Image, PngImagePlugin
 
 from condense.data import decoding as condense_images
 from condense.data.config import DataConfig
-from condense.data.decoding import Frame, decode, encode_png, stack
+from condense.data.decoding import Frame, decode, stack
 from condense.data.digests import class_digests, combine_digests
 from condense.data.readers import TORCHVISION_SETS
 from condense.data.sources import DataSource, LabelledImages, open_source
 from condense.data.splits import carve, check_class_sizes
 from condense.errors import SourceError
+from tests.builders.sources import hub_table, picture, png, rows, write_hub
 
 NATIVE = DataConfig(image_size=None)
 SPLITS = ("train", "validation", "test")
-
-
-def picture(seed: int, channels: int = 3, size: int = 8) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (size, size, channels), dtype=np.uint8)
-
-
-def png(pixels: np.ndarray) -> bytes:
-    return encode_png(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
-
-
-def rows(count: int, channels: int = 3, *, start: int = 0) -> list[bytes]:
-    return [png(picture(start + row, channels)) for row in range(count)]
-
-
-def hub_table(encoded: Sequence[bytes | None], labels: Sequence[int | None], names: Sequence[str] | None) -> pa.Table:
-    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    table = pa.table(
-        {
-            "image": pa.array([{"bytes": data, "path": None} for data in encoded], kind),
-            "label": pa.array(labels, pa.int64()),
-        }
-    )
-    if names is None:
-        return table
-    features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
-    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-
-
-def write_hub(path: Path, encoded: Sequence[bytes | None], labels: Sequence[int | None], names: Any = "ab") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(hub_table(encoded, labels, names), path, row_group_size=7)
-    return path
 
 
 def write_folder(path: Path, counts: dict[str, int], *, start: int = 0) -> Path:

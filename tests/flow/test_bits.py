@@ -11,8 +11,8 @@ from condense.errors import FlowError
 from condense.flow.bits import Density, UniformDensity, bits_per_dim, measure
 from condense.pixels import to_float
 from condense.seeding import generator
+from tests.builders.flows import DESCRIPTIONS, tiny_flow
 from tests.flow.contract import DensityContract, edge_images
-from tests.flow.test_glow import DESCRIPTIONS, tiny_flow
 
 SHAPE = (1, 16, 16)
 

@@ -9,8 +9,8 @@ from condense.flow.bits_map import MappedDensity, bits_map
 from condense.flow.store import load_flow, shipped_flows
 from condense.pixels import dequantise
 from condense.seeding import generator
+from tests.builders.flows import DESCRIPTIONS, pictures, tiny_flow
 from tests.flow.contract import edge_images
-from tests.flow.test_glow import DESCRIPTIONS, pictures, tiny_flow
 
 
 @pytest.fixture(params=shipped_flows(), scope="module")

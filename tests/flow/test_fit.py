@@ -24,6 +24,7 @@ from condense.workers.checkpoints import NoCheckpoints
 from condense.workers.collective import Alone
 from condense.workers.context import Progress, WorkerContext
 from condense.workers.tracking import RecordingTracker
+from tests.builders.fits import pictures_in
 
 HELD_OUT = "held_out_bits_per_dim"
 TINY = FlowDescription(channels=1, image_size=16, levels=2, steps=1, hidden=4, components=2)
@@ -294,12 +295,3 @@ def gradients(config: FlowFitConfig, share: Share) -> list[torch.Tensor]:
     state = fresh_state(config, images, replace(context, collective=Alone()))
     take_step_(state, config, images, context)
     return [parameter.grad for parameter in state.flow.parameters() if parameter.grad is not None]
-
-
-def pictures_in(folder: Path, pixels: np.ndarray) -> Path:
-    """Half of the images in each of two class folders."""
-    for number, image in enumerate(pixels.astype(np.uint8)):
-        path = folder / ("ab"[number % 2]) / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
-    return folder

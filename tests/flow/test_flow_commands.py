@@ -11,8 +11,8 @@ import yaml
 from condense.flow.architecture import FlowDescription
 from condense.flow.registry import build
 from condense.flow.store import load_card, save_flow
+from tests.builders.fits import pictures_in
 from tests.conftest import QUICKSTART, TINY, Command, Outcome
-from tests.flow.test_fit import pictures_in
 
 RECIPE = {
     "name": "tiny",

@@ -12,9 +12,9 @@ from condense.flow.store import load_flow, save_flow, shipped_flows
 from condense.pixels import to_float
 from condense.seeding import generator
 from condense.synthetic.dataset import read_dataset
+from tests.builders.flows import DESCRIPTIONS, tiny_flow
 from tests.conftest import QUICKSTART, TINY, Command
 from tests.flow.contract import DensityContract
-from tests.flow.test_glow import DESCRIPTIONS, tiny_flow
 
 SHAPE = (1, 16, 16)
 

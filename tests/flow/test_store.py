@@ -12,7 +12,7 @@ from condense.files import read_tensors, write_tensors
 from condense.flow.architecture import Flow, FlowDescription
 from condense.flow.probe import log_determinant_error
 from condense.flow.store import FORMAT, flow_for, load_card, load_flow, save_flow
-from tests.flow.test_glow import DESCRIPTIONS, pictures, tiny_flow
+from tests.builders.flows import DESCRIPTIONS, pictures, tiny_flow
 
 
 @pytest.fixture

@@ -7,36 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from condense.data.normalisation import Normalisation
 from condense.kernels import compiled as kernels
 from condense.learners import evaluation
 from condense.learners.augment import STRATEGIES, Draw, augment, crop_scale_rotate, draw_transform
-from condense.learners.evaluation import Evaluator
 from condense.learners.networks import MLP, ConvNet, NetworkConfig, build_network, initialise_
 from condense.learners.recipes import RECIPES, Recipe
 from condense.synthetic import controls
 from condense.workers.collective import Alone
 from condense.workers.devices import local_device
-
-SHAPE = (1, 8, 8)
-
-
-def toy(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Two classes that differ in brightness."""
-    draws = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % 2
-    noise = torch.randint(100, (count, *SHAPE), generator=draws)
-    return (noise + 100 * labels[:, None, None, None]).to(torch.uint8), labels
-
-
-MLPS = NetworkConfig(name="mlp", width=8, depth=1)
-
-
-def evaluator(recipe: Recipe, network: NetworkConfig = MLPS) -> Evaluator:
-    return Evaluator(recipe, network, 2, Normalisation((0.4,), (0.2,)), seed=1)
-
-
-QUICK = Recipe("quick", epochs=20, augmentation="none")
+from tests.builders.evaluations import MLPS, QUICK, SHAPE, evaluator, toy
 
 
 def test_learners_trained_on_a_set_classify_the_test_images() -> None:

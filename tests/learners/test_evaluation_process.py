@@ -27,11 +27,11 @@ from condense.workers.checkpoints import Checkpoints, LocalCheckpoints, NoCheckp
 from condense.workers.collective import Alone
 from condense.workers.context import Progress, WorkerContext
 from condense.workers.tracking import RecordingTracker
-from tests.condensation.test_loop import KilledAfter, KilledError, config, run
+from tests.builders.evaluations import QUICK, evaluator, toy
+from tests.builders.runs import KilledAfter, KilledError, config, run
+from tests.builders.threads import Threads, on_threads
 from tests.conftest import QUICKSTART
 from tests.conftest import TINY as COMMAND
-from tests.learners.test_evaluation import QUICK, evaluator, toy
-from tests.threads import Threads, on_threads
 
 ACCURACY = "validation/accuracy"
 RUN = (

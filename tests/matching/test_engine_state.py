@@ -7,7 +7,7 @@ from condense.matching.engine_state import gather_state, restore_state_
 from condense.synthetic.config import ImagesConfig
 from condense.workers.checkpoints import Checkpoint
 from condense.workers.collective import Alone
-from tests.matching.test_engine import engine
+from tests.builders.engines import engine
 
 
 class Noting(Alone):

@@ -8,42 +8,15 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from condense import seeding
-from condense.data.normalisation import Normalisation
 from condense.errors import ConfigError
 from condense.learners.augment import TOGETHER, augment, augment_classes, draw_transform, draw_transforms
 from condense.learners.networks import NetworkConfig, build_network
 from condense.matching.batches import EVERY, RealBatches, choice_at, representatives
 from condense.matching.config import MatchingConfig, check_matching
 from condense.matching.learner_training import LearnerTraining, cutmix
-from condense.workers.collective import Alone
 from condense.workers.mesh import class_slice
-from tests.threads import Threads, on_threads
-
-CLASSES, SHAPE, SEED = 4, (1, 8, 8), 3
-NORMALISATION = Normalisation((0.5,), (0.25,))
-
-
-def real_images() -> list[Tensor]:
-    draws = torch.Generator().manual_seed(5)
-    return [torch.randint(256, (12 + label, *SHAPE), generator=draws, dtype=torch.uint8) for label in range(CLASSES)]
-
-
-def training(matching: MatchingConfig, owned: range = range(CLASSES), collective: object = None) -> LearnerTraining:
-    batches = RealBatches([real_images()[label] for label in owned], list(owned), matching.real_batch, SEED)
-    return LearnerTraining(
-        matching=matching,
-        network=build_network(NetworkConfig(width=6, depth=2), SHAPE, CLASSES),
-        normalisation=NORMALISATION,
-        batches=batches,
-        seed=SEED,
-        class_count=CLASSES,
-        flip=False,
-        collective=collective or Alone(),  # type: ignore[arg-type]
-    )
-
-
-def weights(of: LearnerTraining) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in of.network.parameters()])
+from tests.builders.learner_trainings import CLASSES, NORMALISATION, SEED, SHAPE, real_images, training, weights
+from tests.builders.threads import Threads, on_threads
 
 
 @pytest.mark.parametrize("augmentation", ["dsa", "color-crop-cutout"])

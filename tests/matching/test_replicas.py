@@ -23,9 +23,9 @@ from condense.workers.collective import Alone, Collective
 from condense.workers.context import WorkerContext
 from condense.workers.mesh import Mesh, build_mesh, check_mesh, class_slice, mesh_shape, most_workers
 from condense.workers.tracking import RecordingTracker
-from tests.condensation.test_loop import KilledAfter, KilledError
-from tests.matching.test_engine import CLASSES, PLAIN, QuadraticDensity, engine
-from tests.threads import Threads, on_threads
+from tests.builders.engines import CLASSES, PLAIN, QuadraticDensity, engine
+from tests.builders.runs import KilledAfter, KilledError
+from tests.builders.threads import Threads, on_threads
 
 LAYOUTS = [(2, 2), (4, 2), (3, 2), (3, 3)]  # workers and replicas: 1 x 2, 2 x 2, three slices, 1 x 3
 TINY = (

@@ -14,7 +14,7 @@ from condense.synthetic.config import ImagesConfig
 from condense.synthetic.synthetic_set import initial_set
 from condense.workers.checkpoints import Checkpoint, LocalCheckpoints
 from condense.workers.time_budget import parse_duration
-from tests.condensation.test_loop import TINY, KilledAfter, KilledError, run
+from tests.builders.runs import TINY, KilledAfter, KilledError, run
 
 
 def test_the_phase_reaches_one_at_a_moved_end_without_a_jump() -> None:

@@ -23,9 +23,9 @@ from condense.reports.console import histogram_lines
 from condense.reports.measurement import HISTOGRAM, MAP, NUMBERS, SORTED, measure_named, write_measured
 from condense.seeding import generator
 from condense.synthetic.dataset import CondensedDataset, write_dataset
-from tests.cli.test_commands import left, refused
+from tests.builders.commands import left, refused
+from tests.builders.flows import DESCRIPTIONS, tiny_flow
 from tests.conftest import Command
-from tests.flow.test_glow import DESCRIPTIONS, tiny_flow
 
 FILES = {NUMBERS, SORTED, HISTOGRAM, MAP}
 

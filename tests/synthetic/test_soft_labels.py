@@ -19,16 +19,15 @@ from condense.reports import console
 from condense.synthetic.config import ImagesConfig
 from condense.synthetic.dataset import CondensedDataset, CondensedImages, read_dataset, write_dataset
 from condense.synthetic.soft_labels import from_codes, initial_logits, label_bits, label_codes, soft_labels
+from condense.workers.checkpoints import LocalCheckpoints, NoCheckpoints
 from condense.workers.collective import Alone
 from condense.workers.context import WorkerContext
 from condense.workers.mesh import build_mesh, class_slice
 from condense.workers.tracking import RecordingTracker
-from tests.condensation.test_loop import KilledAfter, KilledError, LocalCheckpoints, NoCheckpoints, config, run
-from tests.learners import test_evaluation
-from tests.matching import test_engine
-from tests.matching import test_learner_training as test_learners
-from tests.matching.test_gradient import CLASSES, IPC, REAL, images, network, slow_distance, slow_gradients
-from tests.threads import on_threads
+from tests.builders import engines, evaluations, learner_trainings
+from tests.builders.gradients import CLASSES, IPC, REAL, images, network, slow_distance, slow_gradients
+from tests.builders.runs import KilledAfter, KilledError, config, run
+from tests.builders.threads import on_threads
 
 SOFT = ("images_per_class=2", "images.labels=soft", "images.factor=2", "images.averaging=0.5")
 
@@ -115,36 +114,36 @@ def test_labels_far_in_saturation_give_the_hard_distances_and_image_gradients() 
 
 
 def test_one_hot_labels_train_the_learner_between_match_steps_as_hard_ones_do() -> None:
-    classes = test_learners.CLASSES
-    pictures = torch.rand((classes, 3, *test_learners.SHAPE), generator=torch.Generator().manual_seed(1))
-    made = [test_learners.training(MatchingConfig(learner_batch=5)) for _ in range(2)]
+    classes = learner_trainings.CLASSES
+    pictures = torch.rand((classes, 3, *learner_trainings.SHAPE), generator=torch.Generator().manual_seed(1))
+    made = [learner_trainings.training(MatchingConfig(learner_batch=5)) for _ in range(2)]
     for one, soft in zip(made, (None, soft_labels(saturated(classes, 3)).float()), strict=True):
         one.start_(0, 0)
         one.train_on_synthetic_(pictures, 7, 2, soft)
-    torch.testing.assert_close(test_learners.weights(made[0]), test_learners.weights(made[1]), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        learner_trainings.weights(made[0]), learner_trainings.weights(made[1]), rtol=1e-5, atol=1e-7
+    )
 
 
 def test_evaluation_learners_are_trained_on_the_cross_entropy_of_soft_labels() -> None:
-    pictures, labels = test_evaluation.toy(20, 0)
-    made = test_evaluation.evaluator(test_evaluation.QUICK)
+    pictures, labels = evaluations.toy(20, 0)
+    made = evaluations.evaluator(evaluations.QUICK)
     hard = made._trained(pictures, labels, range(1), None).parameters
     soft = made._trained(pictures, F.one_hot(labels, 2).float(), range(1), None).parameters
     for one, other in zip(soft, hard, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
-    blind = made.evaluate(
-        pictures, torch.full((20, 2), 0.5), [test_evaluation.toy(200, 1)], learners=2, collective=Alone()
-    )
+    blind = made.evaluate(pictures, torch.full((20, 2), 0.5), [evaluations.toy(200, 1)], learners=2, collective=Alone())
     taught = made.evaluate(
-        pictures, F.one_hot(labels, 2) * 0.8 + 0.1, [test_evaluation.toy(200, 1)], learners=2, collective=Alone()
+        pictures, F.one_hot(labels, 2) * 0.8 + 0.1, [evaluations.toy(200, 1)], learners=2, collective=Alone()
     )
     assert blind.mean < 90 < taught.mean
 
 
-def soft_engine(owned: range = range(test_engine.CLASSES), collective: object = None, **options: object):  # type: ignore[no-untyped-def]
+def soft_engine(owned: range = range(engines.CLASSES), collective: object = None, **options: object):  # type: ignore[no-untyped-def]
     """An engine whose soft labels have its images' learning rate, of plain descent."""
-    plain = test_engine.PLAIN.model_copy(update={"labels": "soft", "label_learning_rate": 3.0, "factor": 2})
+    plain = engines.PLAIN.model_copy(update={"labels": "soft", "label_learning_rate": 3.0, "factor": 2})
     mesh = build_mesh(collective or Alone())  # type: ignore[arg-type]
-    return test_engine.engine(ipc=2, owned=owned, mesh=mesh, images=plain, **options)  # type: ignore[arg-type]
+    return engines.engine(ipc=2, owned=owned, mesh=mesh, images=plain, **options)  # type: ignore[arg-type]
 
 
 def test_an_outer_step_moves_labels_and_pixels_down_the_stated_loss() -> None:
@@ -154,7 +153,7 @@ def test_an_outer_step_moves_labels_and_pixels_down_the_stated_loss() -> None:
     original = made.replicas[0].objective.distances
 
     def watched(net: nn.Module, target: object, inputs: Tensor, labels: Tensor) -> Tensor:
-        assert labels.shape == (test_engine.CLASSES, 2 * 4, test_engine.CLASSES)
+        assert labels.shape == (engines.CLASSES, 2 * 4, engines.CLASSES)
         taught = made.synthetic.soft_labels().repeat_interleave(4, 1)
         assert torch.equal(labels, taught)
         losses.append(original(net, target, inputs.detach(), taught).mean())
@@ -196,7 +195,7 @@ def test_classes_taken_a_few_at_a_time_learn_the_labels_of_all_at_once(monkeypat
 
 def test_slices_learn_the_labels_of_one_worker() -> None:
     def learned(collective: object) -> list[Tensor]:
-        owned = class_slice(test_engine.CLASSES, collective.rank, collective.size)  # type: ignore[attr-defined]
+        owned = class_slice(engines.CLASSES, collective.rank, collective.size)  # type: ignore[attr-defined]
         made = soft_engine(owned, collective)
         made.outer_step(0)
         return [parameter.detach() for parameter in made.synthetic.parameters]

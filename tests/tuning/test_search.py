@@ -18,22 +18,14 @@ import yaml
 from cluster import registry
 from cluster.tracking_store import connect
 from condense.synthetic.dataset import read_dataset
+from tests.builders.processes import descendants
+from tests.builders.searches import TINY
 from tests.conftest import condense_in
-from tests.processes import descendants
 from tuning.score import Point, front
 from tuning.space import SearchConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.mlflow]
 
-TINY: dict[str, Any] = {
-    "source": "digits",
-    "outer_steps": 6,
-    "checkpoint_every": 1,
-    "network": {"name": "mlp", "width": 16, "depth": 1},
-    "matching": {"real_batch": 8, "updates": 1},
-    "evaluation": {"every": 1, "learners": 1, "validation_images": 60},
-    "workers": 0,
-}
 SPACE = {"bits_weight": {"log_uniform": [1, 500]}, "images_per_class": {"choice": [1, 2]}}
 
 

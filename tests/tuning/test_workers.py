@@ -12,8 +12,8 @@ from cluster.tracking_store import connect
 from condense.condensation.config import RunConfig
 from condense.settings import validate
 from condense.synthetic.dataset import read_dataset
-from tests.condensation.test_loop import run as run_alone
-from tests.tuning.test_search import TINY
+from tests.builders.runs import run as run_alone
+from tests.builders.searches import TINY
 from tuning.journal import EVENTS
 from tuning.search import run
 from tuning.space import SearchConfig

@@ -13,14 +13,14 @@ import pytest
 from condense.workers.context import Progress
 from condense.workers.in_process import local_context
 from condense.workers.tracking import RecordingTracker
+from tests.builders.counter import CounterConfig, count
 from tests.conftest import ROOT
-from tests.counter import CounterConfig, count
 
 KILLED = """
 import os, signal, sys
 from condense.workers.in_process import local_context
 from condense.workers.tracking import NullTracker
-from tests.counter import CounterConfig, count
+from tests.builders.counter import CounterConfig, count
 def kill(at):
     if at.done == 5:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -26,8 +26,8 @@ from condense.workers.collective import Alone
 from condense.workers.context import WorkerContext
 from condense.workers.storage import MARK, Storage, StoredCheckpoints, file_name
 from condense.workers.tracking import NullTracker
-from tests.condensation.test_loop import TINY, KilledError
-from tests.data.test_sources_s3 import Bucket
+from tests.builders.runs import TINY, KilledError
+from tests.builders.s3 import Bucket
 
 
 class WritableBucket(Bucket):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cluster.tracking_store import QUIET, SQLITE
 from cluster.ui import _command
-from tests.cluster.local_cluster import free_port
+from tests.builders.local_cluster import free_port
 
 HELD_S = 25.0  # below the patience of who waits for the answer
 
