@@ -1,1 +1,1 @@
-"""The same algorithm on Ray Train, with results in MLflow."""
+"""Runs the jobs of condense on Ray Train, and keeps their results in MLflow."""

@@ -1,4 +1,7 @@
-"""The checkpoints of one run on many workers: worker 0 writes, all go on from the same step, all see every failure."""
+"""Keeps the checkpoints of one job on many workers.
+
+Worker 0 writes. All workers go on from the same step, and all see every failure.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One tracked fit of a flow from recipe to registered version: what `condense flow fit` does."""
+"""Fits a flow, from its recipe to a registered version: what `condense flow fit` does with tracking or workers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Flows in MLflow's Model Registry: registered as flow-NAME, used as models:/flow-NAME@best or models:/flow-NAME/2.
+"""Keeps flows in MLflow's Model Registry, as flow-NAME.
 
-A version holds one safetensors file, which nothing unpickles. `best` is the version with the fewest held-out bits among
-those that were trained on the same data.
+A config names one as models:/flow-NAME@best or models:/flow-NAME/2. A version holds one safetensors file, and nothing
+is unpickled. `best` is the version with the fewest held-out bits among those that were trained on the same data.
 """
 
 from __future__ import annotations

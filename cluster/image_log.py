@@ -1,4 +1,7 @@
-"""Pictures over steps as MLflow keeps them: two files of one name, of which the thumbnail is written last."""
+"""Writes pictures over steps as MLflow keeps them.
+
+A picture is two files of one name. The thumbnail is written last, so where it is, the picture is whole.
+"""
 
 from __future__ import annotations
 

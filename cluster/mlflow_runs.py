@@ -1,4 +1,4 @@
-"""How runs begin in MLflow: experiments, runs found again by their identity, their params, their source."""
+"""Opens MLflow runs: makes experiments, finds runs again by their identity, logs parameters and the source."""
 
 from __future__ import annotations
 

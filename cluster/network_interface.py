@@ -1,4 +1,4 @@
-"""Torch's process group on the network interface that Ray reaches a machine by.
+"""Has Gloo use the network interface that Ray reaches a machine by.
 
 Gloo takes the address that the machine's own name resolves to. Where that is a loopback address, as Debian's /etc/hosts
 has it, workers on other machines cannot connect.

@@ -1,4 +1,8 @@
-"""Which Ray cluster a run works on: the one whose job it is or that RAY_ADDRESS names, else one of its own."""
+"""Connects to a Ray cluster, or starts one.
+
+A job works on the cluster that it was submitted to, any other process on the one that RAY_ADDRESS names. Without either
+it gets a local cluster of its own.
+"""
 
 from __future__ import annotations
 

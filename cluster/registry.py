@@ -1,6 +1,6 @@
-"""Versions in MLflow's Model Registry, of datasets unless said otherwise: register, list, show, promote, download.
+"""Registers, lists, shows, promotes and downloads versions in MLflow's Model Registry.
 
-What a version is and how its files are kept: versions.py.
+They are datasets unless said otherwise. What a version is, and how its files are kept: versions.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One tracked run from config to registered version: what `condense run` does."""
+"""Runs one condensation with tracking, from its config to a registered version: what `condense run` does."""
 
 from __future__ import annotations
 

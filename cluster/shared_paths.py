@@ -1,4 +1,4 @@
-"""Where a run inside a Ray job may keep what it makes."""
+"""Refuses to write results into a folder that Ray removes with the job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Records that wait to be sent, in order: in a JSONL file, so that they outlive the process, or in memory."""
+"""Holds records that wait to be sent, in order.
+
+They are in a JSONL file, so that they outlive the process, or in memory.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The Tracker on MLflow: one run, opened by the driver, logged to by one worker, surviving kills and outages."""
+"""Logs a job to one MLflow run.
+
+The driver opens the run and one worker logs to it. Kills and outages lose nothing.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Where MLflow keeps its runs: which URIs are taken, connecting, and asking before an hour is spent.
+"""Connects to MLflow's tracking store: checks the URI, and asks before work starts whether the store can be used.
 
-mlflow is imported inside functions: it costs seconds, and its telemetry must be off before it loads.
+mlflow is imported inside functions: that costs seconds, and its telemetry must be off before it loads.
 """
 
 from __future__ import annotations

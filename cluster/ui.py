@@ -1,4 +1,4 @@
-"""`condense ui`: MLflow's own server on an SQLite store, on this machine only, without telemetry."""
+"""Serves MLflow's own UI on an SQLite store, on this machine only, without telemetry: `condense ui`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Versions in MLflow's Model Registry, whatever they hold: their names, their files, how both are read and checked.
+"""Reads and checks versions in MLflow's Model Registry, whatever they hold.
 
-A registered name with the tag kind=NOUN holds versions; a version is the folder NOUN among the artifacts of one run,
-and its tags say what is in it. Aliases (`best`) point to versions.
+A registered name with the tag kind=NOUN holds versions. A version is the folder NOUN among the artifacts of one run,
+and its tags say what is in it. Aliases such as `best` point to versions.
 """
 
 from __future__ import annotations

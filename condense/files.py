@@ -1,4 +1,7 @@
-"""Files that appear whole or not at all: written beside their place, synced, renamed. Tensors with a JSON header."""
+"""Writes files that appear whole or not at all, and tensors with a JSON header.
+
+A file is written beside its place, synced and renamed.
+"""
 
 from __future__ import annotations
 

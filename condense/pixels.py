@@ -1,7 +1,7 @@
-"""Bytes and floats: the only file that knows 255, 256, rounding and dequantisation.
+"""Converts between bytes and floats: the only file that knows 255, 256, rounding and dequantisation.
 
-Stored images are uint8 k in 0..255. Everywhere else images are float v = k / 255 in [0, 1]. A density sees
-x = (k + u) / 256 - 1/2 in [-1/2, 1/2) with u ~ U(0, 1) (METHOD: Ho et al. 2019, uniform dequantisation).
+Stored images are uint8, k from 0 to 255. Everywhere else images are float, v = k / 255 in [0, 1]. A density sees
+x = (k + u) / 256 - 1/2 in [-1/2, 1/2) with u ~ U(0, 1) (METHOD section 1; Ho et al. 2019, uniform dequantisation).
 """
 
 from __future__ import annotations

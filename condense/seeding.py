@@ -1,7 +1,8 @@
-"""The only maker of random generators.
+"""Makes every random generator.
 
-A generator is named by what it is for: (seed, purpose, step, class, replica). It never depends on a rank, a world
-size, a clock or on how many draws came before, so a resumed run and a run on another mesh draw the same numbers.
+A generator is named by what it is for: seed, purpose, step, class, replica. It depends neither on a rank, a world size
+or a clock, nor on how many numbers were drawn before. So a resumed run, and a run on another mesh, draw the same
+numbers.
 """
 
 from __future__ import annotations

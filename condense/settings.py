@@ -1,4 +1,4 @@
-"""How settings are read: YAML in, overrides `key=value` on top, unknown keys refused, a plain dict out."""
+"""Reads settings: YAML first, then `key=value` on top of it. A key that a model does not know is refused."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The search: trials on Ray Tune over fields of a run config, for high accuracy and few bits, ending in a front."""
+"""Searches over fields of a run's config on Ray Tune, for high accuracy and few bits; ends in a front of sets."""

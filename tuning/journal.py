@@ -1,4 +1,4 @@
-"""What a search knows, on disk: its config and one line for everything that happened, so that a kill loses nothing.
+"""Keeps what a search knows on disk: its config, and one line for everything that happened. A kill loses nothing.
 
 FOLDER/search.json     the resolved config; a search goes on only with the same
 FOLDER/trials.jsonl    events, in order, appended by the driver alone

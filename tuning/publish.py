@@ -1,4 +1,7 @@
-"""What a search leaves in MLflow: a parent run over its trials, the front's members tested and marked, `best`."""
+"""Publishes a search in MLflow: a parent run over its trials, and the alias `best`.
+
+The members of the front are tested and marked.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The files of a search: the front as PNG and as a page to point at, all trials and the front as Parquet tables."""
+"""Writes the files of a search: the front as a picture and as a page to point at, and tables.
+
+The tables have all trials, and the front, as Parquet.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Where trials come from: Optuna's samplers behind Ray Tune's Searcher.
+"""Suggests trials: Optuna's samplers behind Ray Tune's Searcher.
 
-The study lives in memory and is made again from the journal, which is the only record: Optuna's own storage would
-be a second truth, and Ray's bridge to Optuna tells a trial that was stopped early as if it had ended there.
+The study lives in memory and is made again from the journal, which is the only record. Optuna's own storage would be a
+second truth. Ray's bridge to Optuna tells it of a trial that was stopped early as if the trial had ended there.
 """
 
 from __future__ import annotations

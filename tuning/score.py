@@ -1,7 +1,7 @@
-"""What makes one set better than another: fronts, hypervolume, the knee, and the single number of each mode.
+"""Says which sets are better than others: fronts, hypervolume, the knee, and the single number of each mode.
 
-Every set is a point (accuracy, bits): validation accuracy in percent, to be high; bits of the whole set, the sum over
-its images, to be low.
+Every set is a point (accuracy, bits): validation accuracy in percent, to be high, and the bits of the whole set, the
+sum over its images, to be low.
 """
 
 from __future__ import annotations

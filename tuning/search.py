@@ -1,4 +1,4 @@
-"""A search from its config to a front of registered sets: what `condense tune` does."""
+"""Runs a search, from its config to a front of registered sets: what `condense tune` does."""
 
 from __future__ import annotations
 

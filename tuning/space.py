@@ -1,4 +1,4 @@
-"""SearchConfig: what is searched, from one YAML file.
+"""Defines what is searched, from one YAML file.
 
 base      a run config: a file beside the search's, or its settings inline; the same for all trials
 space     fields of the run config, with dots, each with one of

@@ -1,6 +1,6 @@
-"""Stopping a trial that has no hope: the front at its own outer step is better by a margin.
+"""Decides whether a trial is stopped: the front at the same outer step is better by a margin.
 
-A set's bits fall and its accuracy rises along a run, so trials are compared at the same step only.
+The bits of a set fall and its accuracy rises during a run. So trials are compared at the same step only.
 """
 
 from __future__ import annotations

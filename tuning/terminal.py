@@ -1,4 +1,4 @@
-"""What a person sees of a search: a live table of its trials, and the front at its end."""
+"""Shows a search in the terminal: a live table of its trials, and the front at its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What one trial does, in a process that Ray Tune gives it: a run as `condense run` makes it, never the test split."""
+"""Runs one trial, in a process that Ray Tune gives it.
+
+A trial is a run as `condense run` makes it, but for the test split, which it never reads.
+"""
 
 from __future__ import annotations
 

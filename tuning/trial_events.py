@@ -1,4 +1,4 @@
-"""What the driver does when Ray Tune tells it something: write the journal, stop hopeless trials, show the state."""
+"""Answers the events of Ray Tune in the driver: writes the journal, stops hopeless trials, shows the state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Warm starts: a trial begins with the images of a finished one whose bits_weight is near, and does fewer outer steps.
+"""Starts a trial from the images of a finished one whose bits_weight is near, so that it needs fewer outer steps.
 
 The run is a plain one, and its config says everything: `images.init` and its digest, the steps that are left, and the
 lower rate at which they begin. At the full rate the first steps would undo what the set has learned.

@@ -1,1 +1,1 @@
-"""Real images: found, read, decoded, split, shared out over workers, digested and normalised."""
+"""Real images: finds, reads, decodes and splits them, shares them out over workers, digests and normalises them."""

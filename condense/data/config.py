@@ -1,4 +1,4 @@
-"""How real images are read: the settings under `data`."""
+"""Defines how real images are read: the settings under `data`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Stored pictures to uint8 arrays of one size: decoding under limits, one or three channels, padding or resizing."""
+"""Decodes stored pictures to uint8 arrays of one size.
+
+A picture has one or three channels. Large files and pictures are refused, and a frame says how others become one size.
+"""
 
 from __future__ import annotations
 

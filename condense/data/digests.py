@@ -1,4 +1,4 @@
-"""What tells one set of real images from another: a digest of each class, and one of them all."""
+"""Tells one set of real images from another, by a digest of each class and one of them all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Which Parquet files a path or URI means, on a local disk or any filesystem that pyarrow knows, and of which split."""
+"""Finds the Parquet files that a path or URI means, and says which are train and which are test.
+
+The files are on a local disk or on any filesystem that pyarrow knows.
+"""
 
 from __future__ import annotations
 

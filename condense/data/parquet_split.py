@@ -1,4 +1,7 @@
-"""Images in Parquet files: the Hugging Face layout (struct<bytes, path>) or a plain column of image bytes."""
+"""Reads one split of images from Parquet files.
+
+The images are a column as Hugging Face lays it out (struct<bytes, path>), or a plain column of bytes.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Stored datasets, each behind the same three things: class names, labels, and the pictures of given rows.
+"""Reads stored datasets: from memory, from folders, from torchvision's files.
 
-Nothing here knows about validation splits or seeds: `condense.data.sources` carves those from the labels.
+Each gives the same three things: class names, labels, and the pictures of given rows. Validation splits and seeds are
+the business of sources.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""One worker's part of a source, and what is computed from all workers' parts together: normalisation and digest."""
+"""Loads one worker's classes of a source, and the splits that all workers test on.
+
+What one worker cannot read stops all of them.
+"""
 
 from __future__ import annotations
 

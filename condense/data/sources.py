@@ -1,8 +1,8 @@
-"""Where real data comes from: named datasets, Parquet files and folders, as one DataSource with three splits.
+"""Opens a dataset with three splits: train, validation and test.
 
-The validation split is always carved from train, stratified by class and seeded. The test split is the stored one, or
-is carved from train before that with a seed of its own, so that it is the same for every seed of a run and nothing
-chosen over several seeds has seen it. It is read when `load("test")` asks for it, not earlier.
+The validation split is always carved from train, class by class, with the run's seed. The test split is the stored one.
+Where there is none, it is carved from train first, with a seed of its own. So it is the same for every seed of a run,
+and nothing that was chosen over several seeds has seen it. It is read when `load("test")` asks for it, not earlier.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which rows of a stored split become validation and test, class by class."""
+"""Chooses which rows of a stored split become validation and test, class by class."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""What every flow is: its description, its seams, and its identity. Architectures are in registry.py.
+"""Defines what every flow is: its description, its methods, and its identity.
 
     ln p(x) = sum over levels l and positions of terms_l        (nats)
 
-Each architecture says what its terms are; the density, its map over the image and its exactness follow from them.
+An architecture says what its terms are. The density, its map over the image and the check of its exactness follow from
+them. The architectures are in registry.py.
 """
 
 from __future__ import annotations

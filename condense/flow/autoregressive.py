@@ -1,17 +1,17 @@
-"""An autoregressive flow over 2x2 blocks of pixels: each value has a density given all before it.
+"""An autoregressive flow over 2x2 blocks of pixels: each value has a density, given all values before it.
 
-Blocks come in reading order, the four pixels of a block likewise, and a pixel's channels in turn:
+The blocks come in reading order. So do the four pixels of a block, and then the channels of a pixel:
 
     e_i = (x_i - prediction_i(x_<i)) / sigma_i          least squares, fitted to the first batch
     ln p(x) = sum_i ln f_i(e_i | x_<i) - ln sigma_i      f_i a mixture of K logistics
     z_i = logit F_i(e_i | x_<i)                          the latents: standard logistic, independent
 
-The parameters of a pixel's mixture come from a residual network of causal 3x2 convolutions on the grid of blocks, and
-from a small one of the pixels before it in its block. The K components are shared by a pixel's channels, whose means
-also move with the channels before, as in PixelCNN++ (Salimans et al. 2017, section 2.2), which has this factorisation
-for 8-bit values; here the values are dequantised, so that it is a density as every other flow's.
+The parameters of a pixel's mixture come from two networks: a residual network of causal 3x2 convolutions on the grid of
+blocks, and a small one of the pixels before it in its block. The channels of a pixel share the K components, whose
+means also move with the channels before. PixelCNN++ (Salimans et al. 2017, section 2.2) has this factorisation for
+8-bit values. Here the values are dequantised, so that it is a density as every other flow is.
 
-One pass gives the density; its inverse needs one block after another, from kept activations of the blocks before.
+One pass gives the density. Its inverse goes block by block, from kept activations of the blocks before.
 """
 
 from __future__ import annotations

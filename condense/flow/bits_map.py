@@ -1,16 +1,16 @@
-"""Where in an image its bits are: a map of bits per pixel that adds up to the image's bits.
+"""Maps where in an image its bits are: bits per pixel, which add up to the image's bits.
 
-A flow's log-density is a sum of terms, ln p(z | h) of its latents and ln |det| of its layers, and each belongs to one
-position of one scale. A position whose scale is s times coarser than the image stands for a patch of s x s pixels, over
-which its terms are spread evenly; a term without a position is spread over all pixels:
+A flow's log-density is a sum of terms: ln p(z | h) of its latents and ln |det| of its layers. Each term belongs to one
+position of one scale. A position whose scale is s times coarser than the image stands for a patch of s x s pixels, and
+its terms are spread evenly over them. A term without a position is spread over all pixels:
 
     map(i, j) = 8 C - 1 / ln 2 * sum over scales s of s^-2 (terms of the position that covers pixel (i, j))
 
-The sum over the pixels is the image's bits, by construction and to rounding. What the map shows is the code length of
-a patch given what the flow already knows there. A pixel may be below zero: a density is unbounded.
+The sum over the pixels is the image's bits, by construction and to rounding. The map shows the code length of a patch,
+given what the flow already knows there. A pixel may be below zero, because a density has no upper bound.
 
-Occlusion (bits saved where a patch is replaced by its mean) needs no seam but one evaluation for each patch, does not
-add up, and charges a patch for its edges with what replaced it.
+Occlusion (the bits that are saved where a patch is replaced by its mean) would be another map. It needs no seam, but
+one evaluation for each patch, it does not add up, and it charges a patch for the edges of what replaced it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The layers of the autoregressive flow. They work on the grid of 2x2 blocks, x squeezed to y (N, D, h, w), D = 4 C."""
+"""Layers of the autoregressive flow.
+
+They work on the grid of 2x2 blocks: x is squeezed to y (N, D, h, w) with D = 4 C.
+"""
 
 from __future__ import annotations
 

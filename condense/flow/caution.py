@@ -1,7 +1,7 @@
-"""Where a flow's bits are not what the eye says: measured on made images, and put on its card.
+"""Says where a flow's bits are not what the eye says. It is measured on made images and put on the flow's card.
 
-A density is learned from pictures of some kind, and what it never saw it can only call surprising: a smooth ramp may
-cost more than a smooth photograph, a pattern that repeats every pixel more than noise. No flow is free of it, so each
+A density is learned from pictures of some kind. What it never saw it can only call surprising: a smooth ramp may cost
+more than a smooth photograph, and a pattern that repeats at every pixel more than noise. No flow is free of it. So each
 card says how far its own goes, with PNG beside.
 """
 

@@ -1,9 +1,9 @@
-"""Training a flow by maximum likelihood: the loop behind `condense flow fit`.
+"""Trains a flow by maximum likelihood: the loop behind `condense flow fit`.
 
 Every worker runs `train` with the same config and its own share of each batch; in one process there is one worker.
-Every draw is named by its step and made whole by all, so a run that was killed and resumed ends in the same bytes as
-one that was not, and the workers' shares together are the batch of one worker. The schedule counts steps, not seconds,
-for the same reason.
+Every draw is named by its step and made whole by all. So a run that was killed and resumed ends in the same bytes as
+one that was not, and the workers' shares together are the batch of one worker. For the same reason the schedule counts
+steps, not seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The state of a flow in training, and its way to a checkpoint and back."""
+"""Moves the state of a flow in training to a checkpoint and back."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Glow: a multi-scale flow of affine couplings (Kingma, Dhariwal 2018, figure 2) with a conditional
-logistic-mixture base.
+"""Glow: a multi-scale flow of affine couplings, with a conditional base of logistic mixtures.
 
-Each level squeezes 2x2, applies K steps of ChannelMixing and AffineCoupling, and, but for the last level, factors out
-half of the channels. What is factored out has a density conditioned on what continues, where Glow's is a Gaussian.
+Kingma, Dhariwal 2018, figure 2. Each level squeezes 2x2, applies K steps of ChannelMixing and AffineCoupling, and
+factors out half of the channels; the last level keeps all. What is factored out has a density that is conditioned on
+what continues. Ours is a mixture of logistics where Glow has a Gaussian.
 
     ln p(x) = sum over levels of ln p(z_l | h_l) + sum over layers of ln |det dz/dx|
 """

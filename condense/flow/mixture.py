@@ -1,4 +1,4 @@
-"""The images that a flow is fitted to: one or several sources as one set, brought to the flow's channels."""
+"""Mixes the images that a flow is fitted to: one or several sources as one set, in the flow's channels."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Bits at a lower precision than float32: faster where the processor has it, and refused where it is off.
+"""Measures bits at a lower precision than float32, and refuses it where it is off.
 
-Condensation may ask for the gradient of its bits in bfloat16; what is reported is always measured in float32.
+It is faster where the processor has it. Condensation may ask for the gradient of its bits in bfloat16. What is reported
+is always measured in float32.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
-"""Whether a flow's weights make it a density: what is asked of every file before it measures anything.
+"""Checks that a flow's weights make it a density. Every file is asked before it measures anything.
 
-A density needs a map that can be inverted and the determinant of that very map. Weights alone can break both: a file's
-"permutation" may be any matrix, a diagonal may vanish. Three questions, each to grey images:
+A density needs a map that can be inverted, and the determinant of that very map. Weights alone can break both: the
+"permutation" of a file may be any matrix, and a diagonal may vanish. Three questions are asked of grey images:
 
-- the round trip: the latents give the image back;
-- the log-determinant: for every layer, at one place of an image, what it says against the Jacobian of autograd, in
-  float64;
-- rounding: float32, in which bits are measured, gives the bits of float64.
+- Round trip: do the latents give the image back?
+- Log-determinant: does what every layer says, at one place of an image, equal the Jacobian of autograd, in float64?
+- Rounding: does float32, in which bits are measured, give the bits of float64?
 
-The base density needs no question: a mixture of logistics is normalised whatever its weights.
+The base density needs no question: a mixture of logistics is normalised whatever its weights are.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""FlowFitConfig: everything that decides how a flow is trained."""
+"""Defines how a flow is trained: the settings of `condense flow fit`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The architectures: one table from the name in a description to the class that it builds."""
+"""Lists the architectures of flows, by the name that a description has for them."""
 
 from __future__ import annotations
 

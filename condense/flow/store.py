@@ -1,7 +1,7 @@
-"""Flows on disk: one safetensors file whose header holds the description, the card and the digest as JSON.
+"""Stores flows on disk: one safetensors file, whose header has the description, the card and the digest as JSON.
 
-Nothing in such a file runs. What is loaded has been checked: the format's version, every tensor's name and shape
-against the description, the digest over description and bytes, and the flow's exactness on probes (see probe.py).
+Nothing in such a file runs. What is loaded has been checked: the version of the format, every tensor's name and shape
+against the description, the digest over description and bytes, and the flow's exactness on probes (probe.py).
 """
 
 from __future__ import annotations

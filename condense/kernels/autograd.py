@@ -1,8 +1,8 @@
-"""A ConvNet's blocks for automatic differentiation; on a CPU compiled.
+"""A ConvNet's blocks for automatic differentiation, compiled on a CPU.
 
 They equal PyTorch's layers within rounding. `convolution` and `weight_gradients` are each other's derivatives, any
-number of times; `norm_relu_pool` can be differentiated twice, as matching does; `first_block` once, where learners are
-trained or tested.
+number of times. `norm_relu_pool` can be differentiated twice, as matching does. `first_block` can be differentiated
+once, where networks are trained or tested.
 """
 
 from __future__ import annotations

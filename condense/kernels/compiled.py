@@ -1,8 +1,7 @@
-"""Instance norm, ReLU and average pool of a ConvNet on a CPU in one pass (kernels.c). Built on first use, with what
-convolutions.py and thin.py call.
+"""Builds the C kernels of this folder on first use, and calls them on as many threads as PyTorch has.
 
-Built with the machine's own C compiler for the machine's own processor, into the user's cache folder; where there is
-no compiler, `available` is False and callers take PyTorch's operations, which give the same within rounding.
+They are built with the machine's own C compiler, for its own processor, into the user's cache folder. Without a
+compiler `available` is False, and callers take PyTorch's operations, which give the same within rounding.
 """
 
 from __future__ import annotations

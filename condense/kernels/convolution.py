@@ -1,8 +1,10 @@
-"""3x3 convolutions on a CPU, padded by one, and their weight gradients, by the compiled kernels that suit their
-channels: with a quarter of the products where these are many (winograd.c), in loops of their own where those on one
-side are few, since a library's are made for many (thin.c: at one channel the weight gradient alone was 40 % of a step).
+"""3x3 convolutions on a CPU, padded by one, and their weight gradients, by the compiled kernels that suit them.
 
-kernels.py builds them, fused.py differentiates them. For where PyTorch's are used instead, ask `can_convolve`.
+Where channels are many, Winograd's filtering takes a quarter of the products (winograd.c). Where those on one side are
+few, the kernels are loops of their own (few_channels.c), since a library's are made for many: at one channel the weight
+gradient alone was 40 % of a step.
+
+autograd.py differentiates them. `can_convolve` says where they serve; elsewhere PyTorch's are used.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A ConvNet's whole first block on a CPU: 3x3 convolution of few channels, norm, ReLU and pool in one pass (thin.c).
+"""A ConvNet's whole first block on a CPU, in one pass: convolution of few channels, norm, ReLU and pool.
 
-kernels.py builds it.
+The kernel is in few_channels.c.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Instance norm, ReLU and average pool of a ConvNet in PyTorch's operations, with their second derivative: what
-kernels.c computes on a CPU, for GPUs and for machines without a compiler.
+"""Instance norm, ReLU and average pool of a ConvNet in PyTorch's operations, with their second derivative.
 
-PyTorch differentiates its norm's gradient operation by operation, some hundred of them a block. In closed form, with
-x = (z - mean) r the normalised plane, g the gradient at a = gamma x + beta, s = gamma r, and <.> the mean of a plane:
+They compute what norm_relu_pool.c computes, on GPUs and on machines without a compiler. PyTorch would differentiate the
+norm's gradient operation by operation, some hundred of them a block. In closed form, with x = (z - mean) r the
+normalised plane, g the gradient at a = gamma x + beta, s = gamma r, and <.> the mean of a plane:
 
     at z     to_z = s (g - <g> - x <g x>)
     twice    of sum(v to_z), at g: s (v - <v> - x <v x>)

@@ -1,8 +1,8 @@
-"""Augmentation of normalised images, where zero is the mean colour: what padding and cutout leave.
+"""Augments normalised images. Zero is the mean colour: padding and cutout leave it.
 
-Differentiable Siamese augmentation (DSA, Zhao, Bilen 2021): one random transform out of six, the same draw wherever it
-is applied; a draw holds its numbers, `augment` applies it. `crop_scale_rotate` is the older one that DC's authors train
-their MNIST evaluation networks with: a transform of its own for each image.
+Differentiable Siamese augmentation (DSA; Zhao, Bilen 2021) is one random transform out of six, the same wherever its
+draw is applied. A draw holds its numbers, and `augment` applies it. `crop_scale_rotate` is the older augmentation that
+the authors of DC train their MNIST evaluation networks with: a transform of its own for each image.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""What a condensed set is worth: fresh learners are trained on it and tested on real images.
+"""Trains fresh networks on a set and tests them on real images: what the set is worth.
 
-The recipe is part of every accuracy (METHOD section 3): SGD 0.01, momentum 0.9, weight decay 5e-4, batch 256, the rate
-divided by ten at half time. `dc` is 300 epochs without augmentation; `dc-augmented` is 1000 epochs with each image
-shifted, scaled or rotated, as the published code evaluates DC on MNIST and on no other dataset; `dsa` is 1000 epochs
-with differentiable Siamese augmentation. Learners of a GPU are trained together, their parameters stacked along a first
-dimension; on a CPU that was two to three times slower than one after another, and they are trained so.
+The recipe is part of every accuracy (METHOD section 4, recipes.py). On a GPU the networks are trained together, with
+their parameters stacked along a first dimension. On a CPU that took two to three times as long, so there they are
+trained one after another.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Evaluations in a process of their own, while the run that asks for them goes on.
+"""Evaluates sets in a process of its own, while the run that asks for it goes on.
 
-The process is spawned, since a fork would share the run's CUDA context and threads. It computes with one thread: the
-run's threads wait for each other at the end of every operation, and where a second process with as many takes their
-cores in turn, both mostly wait. So it needs one core beside the run's, and the memory of one evaluation.
+The process is spawned, because a fork would share the run's CUDA context and threads. It computes with one thread. The
+threads of a run wait for each other at the end of every operation; a second process with as many threads would take
+their cores in turn, and both would mostly wait. So it needs one core beside the run's, and the memory of one
+evaluation.
 
-It ends with the process that started it, whatever ends that one: a thread waits for it, also during an evaluation.
-What the two send each other goes over a pipe that only they hold.
+It ends with the process that started it, whatever ends that one: a thread waits for that, also during an evaluation.
+The two talk over a pipe that only they hold.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The learners: networks that are trained on a set, built by name and initialised from a generator.
+"""The networks that are trained on a set, built by name and initialised from a generator.
 
-Only layers that treat each image by itself (no batch statistics), so that the gradient of one class does not depend
-on which other classes share the batch.
+They have only layers that treat each image by itself (no batch statistics). So the gradient of one class does not
+depend on which other classes share the batch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How evaluation networks are trained: the named recipes, and the settings of a run's evaluations."""
+"""Defines how evaluation networks are trained: the named recipes, and the settings under `evaluation`."""
 
 from __future__ import annotations
 

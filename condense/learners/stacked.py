@@ -1,4 +1,4 @@
-"""Several networks that are trained and tested as one, with their parameters stacked along a first dimension."""
+"""Trains and tests several networks as one, with their parameters stacked along a first dimension."""
 
 from __future__ import annotations
 

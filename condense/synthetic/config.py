@@ -1,4 +1,4 @@
-"""How synthetic images start and are updated: the settings under `images`, with recipes of published methods."""
+"""Defines how synthetic images start and are updated: the settings under `images`, with published recipes."""
 
 from __future__ import annotations
 

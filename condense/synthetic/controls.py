@@ -1,7 +1,7 @@
-"""What a condensed set is compared with: real images chosen or compressed without any condensation.
+"""Makes the controls that a condensed set is compared with: real images, chosen or compressed without condensation.
 
-Each function takes the real images of a slice's classes and gives (C, ipc, channels, H, W) uint8, every class by
-itself, so that workers build their own classes' part.
+Each function takes the real images of a slice's classes and gives (C, ipc, channels, H, W) uint8. It treats every class
+by itself, so that each worker makes the controls of its own classes.
 """
 
 from __future__ import annotations

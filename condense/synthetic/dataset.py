@@ -1,9 +1,9 @@
-"""A condensed dataset as one Parquet file, one row per image, and back, bit for bit.
+"""Writes a condensed dataset as one Parquet file, one row for each image, and reads it back, bit for bit.
 
 Columns: image struct<bytes, path> (PNG; pixels are 8-bit, so it is exact), label int64, label_name string, bits and
-bits_per_dim float64, soft_label list<float> where soft labels were learned. Two keys of schema metadata: `huggingface`
-lets `datasets` show pictures and class names, `condense` holds the provenance as JSON. Hugging Face's declaration
-counts only for fields that equal it exactly, so every field is nullable.
+bits_per_dim float64, and soft_label list<float> where soft labels were learned. Two keys of schema metadata:
+`huggingface` lets `datasets` show pictures and class names, `condense` holds the provenance as JSON. Hugging Face's
+declaration counts only for fields that equal it exactly, so every field is nullable.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""From a stored image to the images that learners see: the multi-formation of Kim et al. 2022 (IDC).
+"""Decodes a stored image to the images that learners see: the multi-formation of IDC (Kim et al. 2022).
 
-A stored canvas is cut into factor x factor squares, each enlarged bilinearly to the canvas's size: factor^2 training
-images for the bits of one. Decoded images are rounded to the 8-bit grid, so that matching, evaluation and readers of
-the file see the same ones. Factor 1 is the canvas itself.
+A stored canvas is cut into factor x factor squares, and each is enlarged bilinearly to the canvas's size: factor^2
+training images for the bits of one. Decoded images are rounded to the 8-bit grid, so that matching, evaluation and
+readers of the file see the same ones. Factor 1 is the canvas itself.
 """
 
 from __future__ import annotations

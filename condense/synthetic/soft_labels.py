@@ -2,9 +2,9 @@
 
     v_k = exp(z_k - max z) rounded to the 8-bit grid,    label_k = v_k / sum_j v_j
 
-which is softmax(z) within the rounding, with its gradient (straight through the rounding). The codes 255 v are a byte a
-class and image, the largest always 255: the label that learners are taught, the one in the file and the one that its
-bits are counted of are the same. Far enough apart the logits z give a one-hot label, and losses those of hard labels.
+That is softmax(z) within the rounding, with its gradient (straight through the rounding). The codes 255 v are one byte
+for each class and image, the largest always 255. So the label that learners are taught is the one in the file, and the
+one whose bits are counted. Where the logits z are far enough apart, a label is one-hot and its loss that of a hard one.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""The synthetic set: parameters -> images in [0, 1].
+"""Holds the synthetic set: parameters, which give images in [0, 1].
 
-v = bound(alpha), rounded to the 8-bit grid with a straight-through gradient, so that the classifier, the flow and the
-file on disk see one and the same image. Two bounds, of the same slope in the middle:
+v = bound(alpha), rounded to the 8-bit grid with a straight-through gradient. So the classifier, the flow and the file
+on disk see one and the same image. There are two bounds, of the same slope in the middle:
 
     sigmoid   v = 1 / (1 + exp(-alpha))       (Schirrmeister et al. 2022); flat near black and white
     clamp     v = min(max(1/2 + alpha / 4, 0), 1); black and white, which cost few bits, are reached in finite steps
 
-Two parameterisations of alpha:
+and two parameterisations of alpha:
 
     pixels    alpha itself
     pyramid   alpha = sum over levels l of the parameters at 1 / 2^l of the side, enlarged bilinearly; coarse levels
               move whole regions at once, so that simple images are reached in fewer steps
 
-Labels are the classes that the images are made for, or soft ones that are parameters too (soft_labels.py).
+Labels are the classes that the images are made for, or soft ones, which are parameters too (soft_labels.py).
 """
 
 from __future__ import annotations
