@@ -51,7 +51,7 @@ class SharedCheckpoints(StoredCheckpoints):
         raise_together(self.collective, failure, self.device)
 
     def latest(self) -> Checkpoint | None:
-        """The one that worker 0 finds; storages such as NFS may show another worker an older listing."""
+        """Returns the one that worker 0 finds; storages such as NFS may show another worker an older listing."""
         found: Checkpoint | None = None
         failure: CondenseError | None = None
         try:

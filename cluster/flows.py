@@ -69,7 +69,7 @@ def update_best(uri: str, newest: Version) -> Version:
 
 
 def list_flows(uri: str) -> list[Version]:
-    """Every version of every registered flow, by name, the newest version first."""
+    """Returns every version of every registered flow, by name, the newest version first."""
     return registry.list_versions(uri, FLOW)
 
 
@@ -77,7 +77,7 @@ COLUMNS = ("flow", "alias", "shape", "parameters", "CPU-seconds", "held-out bits
 
 
 def listed(uri: str) -> list[tuple[str, ...]]:
-    """A row of `COLUMNS` for each version; none where there is no store."""
+    """Returns a row of `COLUMNS` for each version; none where there is no store."""
     file = sqlite_file(store_uri(uri))
     if file is not None and not file.exists():
         return []
@@ -118,7 +118,8 @@ def bring(uri: str, reference: str, folder: Path) -> tuple[Path, Version]:
 
 
 def resolved(config: RunConfig) -> RunConfig:
-    """The config with a registered flow brought to its storage: the version in place of the alias, and the digest.
+    """Returns the config with a registered flow brought to its storage: the version in place of the alias, and the
+    digest.
 
     Raises:
         FlowError: as `bring`; or `flow_digest` is another's, which happens when an alias has moved.

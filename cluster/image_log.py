@@ -45,5 +45,5 @@ def image_steps(paths: Iterable[str]) -> list[tuple[str, int]]:
 
 
 def file_key(key: str) -> str:
-    """A picture's key as MLflow spells it in file names."""
+    """Returns a picture's key as MLflow spells it in file names."""
     return key.replace("/", "~")

@@ -36,7 +36,7 @@ def open_run(
     versions: Mapping[str, str] | None = None,
     reopen: bool = True,
 ) -> str:
-    """The id of a running MLflow run for this identity: an unfinished one is reopened, else one is created.
+    """Returns the id of a running MLflow run for this identity: an unfinished one is reopened, else one is created.
 
     Args:
         uri: a server or an SQLite file (its artifacts go to `mlartifacts` beside it).
@@ -87,7 +87,7 @@ def open_run(
 
 
 def is_finished(uri: str, run_id: str) -> bool:
-    """Whether a run ended as it should; raises TrackingError where it cannot be looked up."""
+    """Returns whether a run ended as it should; raises TrackingError where it cannot be looked up."""
     with refusals(uri, f"cannot look up run {run_id}"):
         return bool(connect(uri).get_run(run_id).info.status == "FINISHED")
 

@@ -46,7 +46,7 @@ def choose_interface() -> None:
 
 
 def address_of(interface: str) -> str | None:
-    """The IPv4 address of an interface; None without one, or where the system does not tell."""
+    """Returns the IPv4 address of an interface; None without one, or where the system does not tell."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             found = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))

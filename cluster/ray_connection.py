@@ -40,7 +40,7 @@ TRAIN = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_ENABLE_PRINT_PATCH", "R
 
 
 def own_cluster() -> bool:
-    """Whether this process starts a cluster of its own: RAY_ADDRESS names none."""
+    """Returns whether this process starts a cluster of its own: RAY_ADDRESS names none."""
     return "RAY_ADDRESS" not in os.environ
 
 

@@ -151,12 +151,12 @@ def update_best(uri: str, name: str, key: str = "validation_accuracy") -> Versio
 
 
 def list_datasets(uri: str) -> list[Version]:
-    """Every version of every registered dataset, by name, the newest version first."""
+    """Returns every version of every registered dataset, by name, the newest version first."""
     return list_versions(uri, DATASET)
 
 
 def list_versions(uri: str, kind: Kind) -> list[Version]:
-    """Every version of every registered name of a kind, by name, the newest version first."""
+    """Returns every version of every registered name of a kind, by name, the newest version first."""
     require_store(uri)
     with refusals(uri, f"cannot list {kind.noun}s"):
         client = connect(uri)
@@ -164,7 +164,7 @@ def list_versions(uri: str, kind: Kind) -> list[Version]:
 
 
 def show(uri: str, reference: str, *, kind: Kind = DATASET) -> Version:
-    """The version that NAME, NAME@alias or NAME/version means; a bare NAME is its `best`, else its newest.
+    """Returns the version that NAME, NAME@alias or NAME/version means; a bare NAME is its `best`, else its newest.
 
     Raises:
         DatasetError, FlowError: saying which names, versions or aliases there are.
@@ -232,7 +232,7 @@ def download(uri: str, reference: str, out_dir: str | Path, *, force: bool = Fal
 
 
 def compare_url(uri: str, run_ids: Sequence[str], *, ui: str = "http://127.0.0.1:5000") -> str:
-    """The address of MLflow's comparison of runs; `ui` is where an SQLite file is shown (`condense ui`)."""
+    """Returns the address of MLflow's comparison of runs; `ui` is where an SQLite file is shown (`condense ui`)."""
     uri = store_uri(uri)
     with refusals(uri, "cannot look up the runs to compare"):
         client = connect(uri)

@@ -32,7 +32,7 @@ class Spool:
         self.read()
 
     def read(self) -> list[Record]:
-        """Everything that waits.
+        """Returns everything that waits.
 
         Raises:
             TrackingError: naming the line that is no JSON.

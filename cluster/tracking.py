@@ -269,7 +269,7 @@ class MLflowTracker:
 
 
 def _last_steps(client: MlflowClient, run_id: str) -> dict[str, int]:
-    """The last logged step of every metric and picture of a run."""
+    """Returns the last logged step of every metric and picture of a run."""
     steps: dict[str, int] = {}
     for name in client.get_run(run_id).data.metrics:
         steps[f"metric {name}"] = max(point.step for point in client.get_metric_history(run_id, name))

@@ -32,7 +32,7 @@ REFUSALS = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
 
 
 def store_uri(uri: str) -> str:
-    """The tracking URI with an absolute path, so that it means the same in every working directory.
+    """Returns the tracking URI with an absolute path, so that it means the same in every working directory.
 
     Raises:
         TrackingError: for anything but an http(s) server or an SQLite file, or a URI with a password in it.
@@ -55,17 +55,17 @@ def store_uri(uri: str) -> str:
 
 
 def redacted(text: str) -> str:
-    """The text without the passwords of its URIs."""
+    """Returns the text without the passwords of its URIs."""
     return re.sub(r"//[^/\s]*@", "//***@", text)
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The database file of an SQLite URI; None for a server."""
+    """Returns the database file of an SQLite URI; None for a server."""
     return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client of the tracking store and the registry at one URI; no telemetry, no global state."""
+    """Returns a client of the tracking store and the registry at one URI; no telemetry, no global state."""
     os.environ.update(QUIET)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     from mlflow import MlflowClient
@@ -130,7 +130,7 @@ def patience(*, retries: int, timeout_s: int) -> Iterator[None]:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What MLflow raises when a store is away or refuses: its own errors, files and sockets, the database."""
+    """Returns what MLflow raises when a store is away or refuses: its own errors, files and sockets, the database."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -138,7 +138,7 @@ def failures() -> tuple[type[Exception], ...]:
 
 
 def refused(error: Exception) -> bool:
-    """Whether waiting will not help."""
+    """Returns whether waiting will not help."""
     return getattr(error, "error_code", None) in REFUSALS
 
 
@@ -153,7 +153,7 @@ def refusals(uri: str, problem: str) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """The start of an error's text, fit for one line of a message."""
+    """Returns the start of an error's text, fit for one line of a message."""
     line = redacted((str(error).strip() or type(error).__name__).splitlines()[0])
     return line if len(line) <= 300 else line[:300] + " ..."
 

@@ -61,7 +61,7 @@ class Version:
         return self.tags.get(self.kind.digest, "")
 
     def number(self, tag: str) -> float:
-        """The number in a tag; not a number where there is none."""
+        """Returns the number in a tag; not a number where there is none."""
         try:
             return float(self.tags.get(tag, "nan"))
         except ValueError:
@@ -69,7 +69,7 @@ class Version:
 
 
 def check_name(name: str, kind: Kind = DATASET) -> str:
-    """The name, if MLflow and a folder may have it: letters, digits, dots, dashes, underscores; at most 128.
+    """Returns the name, if MLflow and a folder may have it: letters, digits, dots, dashes, underscores; at most 128.
 
     Raises:
         DatasetError, FlowError: otherwise.
@@ -93,7 +93,7 @@ def make_name(client: MlflowClient, name: str, kind: Kind) -> None:
 
 
 def names_of(client: MlflowClient, kind: Kind) -> list[str]:
-    """Every registered name of a kind, sorted."""
+    """Returns every registered name of a kind, sorted."""
     names: list[str] = []
     token = None
     while True:
@@ -105,7 +105,7 @@ def names_of(client: MlflowClient, kind: Kind) -> list[str]:
 
 
 def versions_of(client: MlflowClient, name: str, kind: Kind) -> list[Version]:
-    """The versions of a name, newest first; none for an unknown name."""
+    """Returns the versions of a name, newest first; none for an unknown name."""
     found: list[Any] = []
     token = None
     while True:
@@ -134,7 +134,7 @@ def to_version(found: Any, aliases: Mapping[str, str], kind: Kind) -> Version:
 
 
 def sizes_of(folder: Path) -> dict[str, int]:
-    """Size of every file below a folder, by its path inside it."""
+    """Returns size of every file below a folder, by its path inside it."""
     return {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
 
 
@@ -179,7 +179,7 @@ def fetch(uri: str, version: Version, beside: Path) -> dict[str, Path]:
 
 
 def _checksums(version: Version) -> dict[str, str]:
-    """The SHA-256 that each file was registered with."""
+    """Returns the SHA-256 that each file was registered with."""
     try:
         stated: dict[str, Any] = json.loads(version.tags.get(CHECKSUMS, "{}"))
         return {file: str(digest) for file, digest in stated.items()}
@@ -190,12 +190,12 @@ def _checksums(version: Version) -> dict[str, str]:
 
 
 def differ(one: Path, other: Path) -> bool:
-    """Whether two files, the first of which may be none, have other content."""
+    """Returns whether two files, the first of which may be none, have other content."""
     return not one.is_file() or _sha256(one) != _sha256(other)
 
 
 def _list_files(client: MlflowClient, run_id: str, kind: Kind) -> dict[str, int]:
-    """Size of every file below the run's folder of that kind, by its path inside the folder."""
+    """Returns size of every file below the run's folder of that kind, by its path inside the folder."""
     sizes: dict[str, int] = {}
     folders = [kind.noun]
     while folders:

@@ -307,7 +307,7 @@ def _run_here(config: RunConfig, progress: Callable[[Progress], None]) -> RunRes
 
 
 def _dataset_file(reference: str, tracking_uri: str, folder: Path) -> Path:
-    """The Parquet file of a condensed dataset; one in MLflow's registry is downloaded to `folder`."""
+    """Returns the Parquet file of a condensed dataset; one in MLflow's registry is downloaded to `folder`."""
     path = Path(reference)
     if not path.exists() and path.suffix != ".parquet" and find_spec("mlflow"):
         from cluster import registry

@@ -58,7 +58,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_tensors` wrote.
+    """Returns what `write_tensors` wrote.
 
     Raises:
         ValueError: the file is not readable, not whole or not ours; the message says which.
@@ -76,7 +76,7 @@ def pack_tensors(tensors: dict[str, Tensor], header: dict[str, Any]) -> bytes:
 
 
 def unpack_tensors(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `pack_tensors` packed; nothing in it runs.
+    """Returns what `pack_tensors` packed; nothing in it runs.
 
     Raises:
         ValueError: it is not whole or not ours; the message says which.

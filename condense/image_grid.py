@@ -18,7 +18,8 @@ SIDE = 640  # a grid is enlarged up to this many pixels: experiment UIs show cel
 
 
 def image_grid(images: Tensor, columns: int | None = None, *, images_per_class: int = 1) -> Tensor:
-    """One picture of many images, row by row, 2 px apart on white, enlarged by a whole factor without smoothing.
+    """Returns one picture of many images, row by row, 2 px apart on white, enlarged by a whole factor without
+    smoothing.
 
     Args:
         images: uint8 (N, C, H, W), C one or three, sorted by class.

@@ -23,7 +23,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def round_straight_through(images: Tensor) -> Tensor:
-    """Images in [0, 1] on the 8-bit grid, with the gradient of the identity (Bengio et al. 2013)."""
+    """Returns images in [0, 1] on the 8-bit grid, with the gradient of the identity (Bengio et al. 2013)."""
     rounded = images.detach().mul(LEVELS - 1).round().div(LEVELS - 1)
     return images + (rounded - images).detach()
 
@@ -42,5 +42,7 @@ def dequantise(images: Tensor, noise: Tensor | float = 0.5) -> Tensor:
 
 
 def quantise(x: Tensor) -> Tensor:
-    """The 8-bit images, uint8, in whose bins x of any shape lies: undoes `dequantise`; values outside are clamped."""
+    """Returns the 8-bit images, uint8, in whose bins x of any shape lies: undoes `dequantise`; values outside are
+    clamped.
+    """
     return ((x + 0.5) * LEVELS).floor().clamp(0, LEVELS - 1).to(torch.uint8)

@@ -13,7 +13,7 @@ import torch
 
 
 def derived_seed(seed: int, purpose: str, *, step: int = 0, index: int = 0, replica: int = 0) -> int:
-    """A 63-bit seed that depends on every argument; unequal arguments give unrelated seeds."""
+    """Returns a 63-bit seed that depends on every argument; unequal arguments give unrelated seeds."""
     name = f"{seed}/{purpose}/{step}/{index}/{replica}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") >> 1
 
@@ -27,7 +27,7 @@ def generator(
     replica: int = 0,
     device: torch.device | str = "cpu",
 ) -> torch.Generator:
-    """A fresh generator for one purpose.
+    """Returns a fresh generator for one purpose.
 
     Args:
         seed: the run's seed.

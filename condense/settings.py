@@ -66,7 +66,7 @@ def validate(model: type[S], values: dict[str, Any], *, where: str) -> S:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file."""
+    """Returns the mapping in a YAML file."""
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -86,7 +86,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """One override value, read as YAML; "1e-3" is a number although YAML 1.1 calls it a string."""
+    """Returns one override value, read as YAML; "1e-3" is a number although YAML 1.1 calls it a string."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -106,7 +106,7 @@ def digest(values: dict[str, Any]) -> str:
 
 
 def without_passwords(value: Any) -> Any:
-    """Plain values with the password of every URI in them masked."""
+    """Returns plain values with the password of every URI in them masked."""
     if isinstance(value, str):
         return re.sub(r"//[^/\s]*@", "//***@", value)
     if isinstance(value, dict):

@@ -30,7 +30,7 @@ class Importance:
 
 
 def importance(search: SearchConfig, journal: Journal) -> Importance:
-    """What the finished trials say of every field.
+    """Returns what the finished trials say of every field.
 
     With at least `ENOUGH` of them, the shares of the variance in a random forest that single fields explain (fANOVA;
     Hutter, Hoos, Leyton-Brown 2014, as Optuna computes it); else |rank correlation|, and for a choice the root of the
@@ -74,7 +74,7 @@ def _correlation(chosen: Sequence[Any], targets: Sequence[float], *, ordered: bo
 
 
 def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
-    """Ranks from 1; equal values share their mean rank."""
+    """Returns ranks from 1; equal values share their mean rank."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     shared: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[place]
     return shared

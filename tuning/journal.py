@@ -81,11 +81,11 @@ class Journal:
         return self.spent_s + time.time() - self._opened
 
     def by_status(self, status: Status) -> list[Trial]:
-        """The trials that stand so, by number."""
+        """Returns the trials that stand so, by number."""
         return [trial for trial in self.trials.values() if trial.status == status]
 
     def suggested(self, params: Mapping[str, Any], identity: str, start: Start | None = None) -> Trial:
-        """A new trial."""
+        """Returns a new trial."""
         number = max(self.trials, default=-1) + 1
         warm = {} if start is None else {"start": asdict(start)}
         self._record("suggested", number, params=dict(params), identity=identity, **warm)
@@ -136,7 +136,7 @@ class Journal:
             raise OutputError(f"{self.folder / EVENTS} cannot be written: {error}", "free its disk") from None
 
     def _read(self) -> list[dict[str, Any]]:
-        """The events so far; a line that a kill cut off is taken away. Adds up the sittings."""
+        """Returns the events so far; a line that a kill cut off is taken away. Adds up the sittings."""
         path = self.folder / EVENTS
         if not path.exists():
             return []

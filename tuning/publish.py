@@ -55,7 +55,7 @@ class Outcome:
 
 
 def open_parent(search: SearchConfig, base: RunConfig, source: DataSource, journal: Journal) -> str:
-    """The search's own MLflow run: a new one, or that of its earlier sittings, running."""
+    """Returns the search's own MLflow run: a new one, or that of its earlier sittings, running."""
     if journal.parent_run is not None:
         with refusals(base.tracking_uri, "cannot go on with the search's run"):
             connect(base.tracking_uri).update_run(journal.parent_run, status="RUNNING")

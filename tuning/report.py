@@ -44,7 +44,8 @@ def write(
 
 
 def trials_table(search: SearchConfig, trials: Sequence[Trial], members: Sequence[Trial]) -> pa.Table:
-    """One row a trial: number, status, both objectives, test accuracy where it was tested, place, chosen values.
+    """Returns one row a trial: number, status, both objectives, test accuracy where it was tested, place, chosen
+    values.
 
     A trial that did not finish has its last point's numbers in `last_accuracy` and `last_bits`, as all have.
     """
@@ -80,7 +81,7 @@ def trials_table(search: SearchConfig, trials: Sequence[Trial], members: Sequenc
 
 
 def front_figure(search: SearchConfig, trials: Sequence[Trial], members: Sequence[Trial], best: Trial | None) -> bytes:
-    """A PNG: every finished trial, the front as steps, `best`, and the mode's number."""
+    """Returns a PNG: every finished trial, the front as steps, `best`, and the mode's number."""
     from matplotlib.figure import Figure  # without pyplot there is no global state and no window
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -107,7 +108,9 @@ def front_figure(search: SearchConfig, trials: Sequence[Trial], members: Sequenc
 
 
 def front_page(search: SearchConfig, trials: Sequence[Trial], members: Sequence[Trial], best: Trial | None) -> str:
-    """One HTML file that needs no network: points to hover over and click, and the pictures of the front's sets."""
+    """Returns one HTML file that needs no network: points to hover over and click, and the pictures of the front's
+    sets.
+    """
     finished = [trial for trial in trials if trial.status == "finished"]
     numbers = {member.number for member in members}
     points = [

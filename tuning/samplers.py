@@ -30,7 +30,7 @@ REPEATS = 50
 
 
 def distributions(search: SearchConfig) -> dict[str, BaseDistribution]:
-    """The space in Optuna's words."""
+    """Returns the space in Optuna's words."""
     found: dict[str, BaseDistribution] = {}
     for key, domain in search.space.items():
         log = domain.log_uniform is not None
@@ -66,12 +66,12 @@ class Grid(optuna.samplers.BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """The field's value in the trial's combination."""
+        """Returns the field's value in the trial's combination."""
         return self.rows[trial.number % len(self.rows)][param_name]
 
 
 def study_of(search: SearchConfig, journal: Journal) -> optuna.Study:
-    """The Optuna study of all trials that are over."""
+    """Returns the Optuna study of all trials that are over."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     seed = search.seed + 1000 * len(journal.trials)  # a resumed search does not repeat its first draws
     sampler: optuna.samplers.BaseSampler
@@ -119,7 +119,7 @@ class JournalSearcher(Searcher):  # type: ignore[misc]
         }
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """What Ray is to run next: the number of a trial and its resolved run config."""
+        """Returns what Ray is to run next: the number of a trial and its resolved run config."""
         if self.interrupted:
             trial = self.interrupted.pop(0)
             self.study.enqueue_trial(trial.params)
@@ -160,7 +160,7 @@ class JournalSearcher(Searcher):  # type: ignore[misc]
         return self.search.run_config(params, **self.places)
 
     def _fresh(self) -> tuple[optuna.Trial, Trial, RunConfig] | None:
-        """A trial that differs from all before; None where the space has no other left."""
+        """Returns a trial that differs from all before; None where the space has no other left."""
         for _ in range(REPEATS):
             asked = self.study.ask(self.space)
             params = dict(asked.params)

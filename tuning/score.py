@@ -27,7 +27,7 @@ class Point:
 
 
 def dominates(one: Point, other: Point, *, margin: float = 0.0) -> bool:
-    """Whether `one` is at least as good in both and better in one, by at least `margin` points of accuracy."""
+    """Returns whether `one` is at least as good in both and better in one, by at least `margin` points of accuracy."""
     at_least = one.accuracy >= other.accuracy + margin and one.bits <= other.bits
     return at_least and (one.accuracy > other.accuracy or one.bits < other.bits)
 
@@ -88,7 +88,7 @@ class Aim:
         return ("maximize",) if self.mode == "best-under-budget" else ("minimize",)
 
     def values(self, point: Point) -> tuple[float, ...]:
-        """What the sampler optimises.
+        """Returns what the sampler optimises.
 
         A set over the budget scores minus the octaves it is over, below any accuracy. A set that reaches the accuracy
         scores log2 of its kilobits; one that misses it scores `MISSED` plus the missing points.
@@ -104,7 +104,7 @@ class Aim:
         return (point.accuracy, point.bits)
 
     def allows(self, point: Point) -> bool:
-        """Whether the point keeps within the mode's number."""
+        """Returns whether the point keeps within the mode's number."""
         if self.kilobits is not None:
             return point.bits <= 1000 * self.kilobits
         return self.accuracy is None or point.accuracy >= self.accuracy

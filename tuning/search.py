@@ -97,7 +97,8 @@ def run(
 
 
 def check(search: SearchConfig, base: RunConfig) -> tuple[DataSource, SearchConfig]:
-    """The source, after every check that needs no cluster and writes nothing; and the search held to its flow's digest.
+    """Returns the source, after every check that needs no cluster and writes nothing; and the search held to its flow's
+    digest.
 
     Raises:
         CondenseError: naming the key.
@@ -126,7 +127,7 @@ def check(search: SearchConfig, base: RunConfig) -> tuple[DataSource, SearchConf
 
 
 def lay_out(search: SearchConfig, base: RunConfig) -> Layout:
-    """How many trials the connected cluster holds, and what each gets.
+    """Returns how many trials the connected cluster holds, and what each gets.
 
     `workers: auto` is one Ray Train worker a trial; `workers: 0` computes in the trial's own process. Without
     `gpus_per_worker`, a cluster's GPUs are shared out evenly over `concurrent` trials, one each where that is not set.
@@ -156,7 +157,7 @@ def lay_out(search: SearchConfig, base: RunConfig) -> Layout:
 
 
 def places(base: RunConfig, layout: Layout) -> dict[str, Any]:
-    """The settings of every trial that say where it works; a trial's process may start in another folder."""
+    """Returns the settings of every trial that say where it works; a trial's process may start in another folder."""
     return {
         "workers": layout.workers,
         "cpus_per_worker": layout.cpus_per_worker,

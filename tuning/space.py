@@ -154,18 +154,18 @@ class SearchConfig(Settings):
         return self.storage.absolute() / self.name
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, with the base's defaults filled in and without passwords."""
+        """Returns plain values, with the base's defaults filled in and without passwords."""
         base = {**RunConfig.model_validate(self.base).as_dict(), "name": self.name}
         return {**self.model_dump(mode="json", exclude_none=True), "base": base}
 
     def decisive(self) -> dict[str, Any]:
-        """What a resumed search must have in common with its beginning."""
+        """Returns what a resumed search must have in common with its beginning."""
         values = self.as_dict()
         base = {key: value for key, value in values["base"].items() if key not in PLACES}
         return {key: value for key, value in values.items() if key not in (*BUDGET, "storage")} | {"base": base}
 
     def run_config(self, chosen: dict[str, Any], **places: Any) -> RunConfig:
-        """The run of one trial: never the test split, and named after the search.
+        """Returns the run of one trial: never the test split, and named after the search.
 
         Args:
             chosen: a value for each field of the space.
@@ -180,12 +180,12 @@ class SearchConfig(Settings):
         return settings.validate(RunConfig, values, where=f"search {self.name}: the run with {chosen}")
 
     def is_integer(self, key: str) -> bool:
-        """Whether a field of the run config takes whole numbers only."""
+        """Returns whether a field of the run config takes whole numbers only."""
         return float not in _types(_annotation(key)) and int in _types(_annotation(key))
 
 
 def resolve_search(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
-    """The search in a YAML file, with its base read in and `key=value` applied; every key of it makes sense.
+    """Returns the search in a YAML file, with its base read in and `key=value` applied; every key of it makes sense.
 
     Raises:
         ConfigError: naming the file and the key.
@@ -238,7 +238,7 @@ def _check(search: SearchConfig, key: str, domain: Domain, *, where: str) -> Non
 
 
 def _annotation(key: str) -> Any:
-    """The type of a dotted field of RunConfig; None where there is no such field, or it holds further keys."""
+    """Returns the type of a dotted field of RunConfig; None where there is no such field, or it holds further keys."""
     model: Any = RunConfig
     for part in key.split("."):
         if not (isinstance(model, type) and issubclass(model, BaseModel)) or part not in model.model_fields:
@@ -248,6 +248,6 @@ def _annotation(key: str) -> Any:
 
 
 def _types(annotation: Any) -> set[Any]:
-    """The plain types in an annotation such as `int | None`."""
+    """Returns the plain types in an annotation such as `int | None`."""
     is_union = isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union
     return set(typing.get_args(annotation)) if is_union else {annotation}

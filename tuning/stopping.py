@@ -15,7 +15,7 @@ from tuning.space import EarlyStopping
 def dominated_by(
     trial: Trial, step: int, total: int, others: Iterable[Trial], rule: EarlyStopping | None
 ) -> Trial | None:
-    """The trial for which this one is to be stopped after outer step `step` of `total`, or None.
+    """Returns the trial for which this one is to be stopped after outer step `step` of `total`, or None.
 
     Never in the grace period, and never at the last step, when nothing is left to save.
     """

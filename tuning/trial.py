@@ -95,7 +95,7 @@ def _described(finished: Finished) -> dict[str, Any]:
 
 
 def tunable(objective: Objective) -> Callable[[dict[str, Any]], None]:
-    """An objective as the function that Ray Tune runs. A failure is a report too, so that the search goes on.
+    """Returns an objective as the function that Ray Tune runs. A failure is a report too, so that the search goes on.
 
     Only a process that dies is an error to Ray, which then starts the trial again.
     """

@@ -36,7 +36,7 @@ class EarlyStopper(FIFOScheduler):  # type: ignore[misc]
         self.search, self.journal, self.changed = search, journal, changed
 
     def on_trial_result(self, tune_controller: TuneController, trial: RayTrial, result: dict[str, Any]) -> str:
-        """Whether the trial goes on."""
+        """Returns whether the trial goes on."""
         number = trial.config["number"]
         decision = self._decide(number, trial.config["config"], result)
         self.changed()

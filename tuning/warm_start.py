@@ -22,7 +22,7 @@ LEAST = 1e-3  # a bits_weight below it counts as this much
 
 
 def nearest_start(search: SearchConfig, chosen: RunConfig, finished: Iterable[Trial]) -> Start | None:
-    """What a new trial starts from: the nearest set by bits_weight, if one is near; None without warm starts.
+    """Returns what a new trial starts from: the nearest set by bits_weight, if one is near; None without warm starts.
 
     Args:
         chosen: the trial's run if it starts cold.
@@ -46,7 +46,7 @@ def nearest_start(search: SearchConfig, chosen: RunConfig, finished: Iterable[Tr
 
 
 def apply_warm_start(search: SearchConfig, chosen: RunConfig, start: Start | None) -> RunConfig:
-    """The run of a trial that starts so."""
+    """Returns the run of a trial that starts so."""
     if start is None or search.warm_start is None:
         return chosen
     images = chosen.images.model_copy(

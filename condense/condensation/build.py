@@ -39,7 +39,7 @@ def build_engine(
     synthetic: SyntheticSet,
     mesh: Mesh,
 ) -> Engine:
-    """The engine of one slice.
+    """Returns the engine of one slice.
 
     Args:
         config: of the run.
@@ -74,14 +74,14 @@ def build_engine(
 
 
 def build_penalty(config: RunConfig, density: Density | None, device: torch.device) -> Density | None:
-    """The flow at the precision that images are optimised against; None where bits weigh nothing."""
+    """Returns the flow at the precision that images are optimised against; None where bits weigh nothing."""
     if density is None or (config.bits_weight == 0 and config.bits_target is None):
         return None
     return at_precision(density, config.bits_precision, device)
 
 
 def build_images(config: RunConfig, source: DataSource, real: Sequence[Tensor], classes: range) -> SyntheticSet:
-    """The images that a run of these classes begins with, and their labels; `real` are theirs."""
+    """Returns the images that a run of these classes begins with, and their labels; `real` are theirs."""
     start, ipc = starting_images(config, source), config.images_per_class
     own = None if start is None else start[classes.start : classes.stop]
     logits = None
@@ -93,7 +93,7 @@ def build_images(config: RunConfig, source: DataSource, real: Sequence[Tensor], 
 
 
 def build_evaluator(config: RunConfig, class_count: int, normalisation: Normalisation) -> Evaluator:
-    """What trains and tests fresh learners as the run's recipe says."""
+    """Returns what trains and tests fresh learners as the run's recipe says."""
     return Evaluator(
         recipe=RECIPES[config.evaluation.recipe],
         network=config.network,
@@ -136,7 +136,7 @@ def evaluation_interval(config: RunConfig) -> int:
 
 
 def _ending(config: RunConfig, source: DataSource, workers: int) -> float:
-    """What the end of a run takes, in evaluations during it: by the images that pass through a learner."""
+    """Returns what the end of a run takes, in evaluations during it: by the images that pass through a learner."""
     asked = config.evaluation
     if not asked.test:
         return 0.0

@@ -105,7 +105,7 @@ def calibrate(config: RunConfig, classes: int, threads: int, learners: int) -> C
 
 
 def measure_costs(config: RunConfig, classes: int, threads: int, learners: int, imports: float) -> Costs:
-    """What `calibrate` returns, measured in this process; `imports`: seconds until it was ready."""
+    """Returns what `calibrate` returns, measured in this process; `imports`: seconds until it was ready."""
     imported = _peak_mib()
     keep_freed_memory()
     torch.set_num_threads(threads)
@@ -254,7 +254,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _peak_mib() -> float:
-    """The most memory that this process has had."""
+    """Returns the most memory that this process has had."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MIB if sys.platform == "darwin" else 1024)
 
 

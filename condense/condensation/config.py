@@ -141,7 +141,7 @@ class RunConfig(Settings):
         return self
 
     def identity(self) -> str:
-        """What makes two runs the same: 16 hexadecimal digits of everything that decides the result."""
+        """Returns what makes two runs the same: 16 hexadecimal digits of everything that decides the result."""
         values = {key: value for key, value in self.as_dict().items() if key not in PLACES}
         values["flow"] = values.pop("flow_digest") or self.flow
         values["images"]["init"] = values["images"].pop("init_digest") or self.images.init
@@ -149,11 +149,11 @@ class RunConfig(Settings):
         return settings.digest(values)[:16]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as they go into provenance and tracking: without the password that a URI may hold."""
+        """Returns plain values, as they go into provenance and tracking: without the password that a URI may hold."""
         values: dict[str, Any] = settings.without_passwords(self.model_dump(mode="json"))
         return values
 
     def dataset_name(self, source_name: str) -> str:
-        """The registered name: `name`, or source and images per class in characters that a folder may have."""
+        """Returns the registered name: `name`, or source and images per class in characters that a folder may have."""
         words = re.sub(r"[^A-Za-z0-9._-]+", "-", source_name).lstrip("._-")[:80] or "set"
         return self.name or f"{words}-ipc{self.images_per_class}"

@@ -74,7 +74,7 @@ class Estimate:
 
 
 def estimate(config: RunConfig) -> Estimate:
-    """What a run of this config will take on machines like this one.
+    """Returns what a run of this config will take on machines like this one.
 
     Raises:
         CondenseError: what the run itself would raise before its first step.
@@ -114,7 +114,7 @@ def _layout(config: RunConfig, classes: int) -> tuple[int, int]:
 def predicted(
     config: RunConfig, source: DataSource, measured: bool, costs: Costs, workers: int, threads: int
 ) -> Layout:
-    """A layout's seconds and memory from the costs of any; `measured`: bits are, because there is a flow."""
+    """Returns a layout's seconds and memory from the costs of any; `measured`: bits are, because there is a flow."""
     shared = max(workers, 1)
     slices, columns = mesh_shape(shared, config.replicas)
     classes = len(source.class_names)
@@ -168,7 +168,7 @@ def predicted(
 
 
 def _slower(costs: Costs, threads: int) -> float:
-    """The time of so many threads over that of those calibrated: between the two counts measured, Amdahl's law."""
+    """Returns the time of so many threads over that of those calibrated: between the two counts measured, Amdahl's law."""
     cores = os.cpu_count() or 1
     if threads == costs.threads or cores == 1 or costs.outer_step == costs.outer_step_other:
         return 1.0

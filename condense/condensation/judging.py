@@ -74,7 +74,7 @@ def test_metrics(judged: dict[str, Any]) -> dict[str, float]:
 
 
 def _controls(config: RunConfig, share: WorkerShare, images: Tensor) -> tuple[dict[str, Tensor], int | None]:
-    """The own classes' images (C, ipc, channels, H, W) of each control by name, and the JPEG's quality."""
+    """Returns the own classes' images (C, ipc, channels, H, W) of each control by name, and the JPEG's quality."""
     seed, ipc = config.seed, config.images_per_class
     wanted = share.mean_bits(share.slice_of(images))
     random = controls.random_real(share.real, share.classes, ipc, seed=seed)

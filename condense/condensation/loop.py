@@ -184,7 +184,7 @@ class Optimisation:
                 self._save(done, result)
 
     def _is_last_attempt(self) -> bool:
-        """Whether the images are the result: there is no target, or the attempt that ended is the last."""
+        """Returns whether the images are the result: there is no target, or the attempt that ended is the last."""
         if self.target is None or self.share.flow is None:
             return True
         bits = measure(self.share.flow, self.images().cpu(), seed=self.config.seed, device=self.share.device).mean
@@ -201,7 +201,7 @@ class Optimisation:
         self._record(self.validation.evaluate(snapshot), done)
 
     def _snapshot(self, done: int, result: StepResult) -> Snapshot:
-        """The set after `done` outer steps, and what is recorded of it."""
+        """Returns the set after `done` outer steps, and what is recorded of it."""
         images, soft = self.images(), self.soft_labels()
         values = _metrics(result)
         bits = self.share.mean_bits(self.engine.synthetic.images_uint8())

@@ -46,7 +46,7 @@ def describe(
 
 
 def versions() -> dict[str, str]:
-    """Version of Condense, of Python and of each installed package that a result can depend on."""
+    """Returns version of Condense, of Python and of each installed package that a result can depend on."""
     found = {"condense": condense.__version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -57,7 +57,7 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """Revision of the checkout that this code runs from, "-dirty" where it was changed.
+    """Returns revision of the checkout that this code runs from, "-dirty" where it was changed.
 
     Installed code has no checkout: there it is what CONDENSE_REVISION says, which the container image sets, or None.
     """
@@ -78,7 +78,7 @@ def _git(folder: Path, *arguments: str) -> str:
 def cost(
     density: Density | None, images: Tensor, *, seed: int, device: torch.device
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """Bits (N,), bits per dim (N,) and PNG bytes (N,) of uint8 images (N, C, H, W); no bits without a flow."""
+    """Returns bits (N,), bits per dim (N,) and PNG bytes (N,) of uint8 images (N, C, H, W); no bits without a flow."""
     if density is None:
         return None, None, png_bytes(images)
     report = measure(density, images, seed=seed, device=device)

@@ -73,7 +73,7 @@ def evaluate_dataset(
 
 
 def judge_dataset(dataset: CondensedDataset) -> CondensedDataset:
-    """The one look at the test split for a set whose run left it unread: the set with its evaluation stated.
+    """Returns the one look at the test split for a set whose run left it unread: the set with its evaluation stated.
 
     The numbers are those that the run would have ended with; controls are not made.
 

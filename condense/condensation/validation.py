@@ -190,5 +190,5 @@ class Validation:
 
 
 def _below(prefix: str, values: Mapping[str, T]) -> dict[str, T]:
-    """The values whose name begins with the prefix, by the rest of the name."""
+    """Returns the values whose name begins with the prefix, by the rest of the name."""
     return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}

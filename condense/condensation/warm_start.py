@@ -58,7 +58,7 @@ def starting_labels(config: RunConfig, source: DataSource) -> Tensor | None:
 
 
 def pin_start(config: RunConfig) -> RunConfig:
-    """The config with the digest of the set that it starts from, and the whole path of it.
+    """Returns the config with the digest of the set that it starts from, and the whole path of it.
 
     Raises:
         DatasetError: no condensed dataset there.

@@ -45,7 +45,7 @@ class Frame:
     fit: Fit = "auto"
 
     def apply(self, picture: Picture, where: str) -> Picture:
-        """The picture (H, W, C) as (size, size, C), or as it is when there is no size."""
+        """Returns the picture (H, W, C) as (size, size, C), or as it is when there is no size."""
         height, width = picture.shape[:2]
         if self.size is None or height == width == self.size:
             return picture
@@ -61,7 +61,7 @@ class Frame:
 
 
 def decode(data: bytes, where: str) -> Picture:
-    """An encoded image as uint8 (H, W, C): grey has one channel, colour and palette images three.
+    """Returns an encoded image as uint8 (H, W, C): grey has one channel, colour and palette images three.
 
     Args:
         data: the bytes of a PNG, JPEG, WebP, BMP, GIF (first frame) or PPM file.
@@ -88,7 +88,7 @@ def decode(data: bytes, where: str) -> Picture:
 
 
 def encode_png(image: Tensor) -> bytes:
-    """A uint8 image (C, H, W), C one or three, as a PNG file; exact, and the same bytes for the same image."""
+    """Returns a uint8 image (C, H, W), C one or three, as a PNG file; exact, and the same bytes for the same image."""
     pixels = image.cpu().numpy()
     buffer = io.BytesIO()
     picture = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
@@ -103,7 +103,7 @@ def stack(
     frame: Frame,
     rows: NDArray[np.int64] | None = None,
 ) -> Tensor:
-    """Pictures as one tensor, each written straight into it.
+    """Returns pictures as one tensor, each written straight into it.
 
     Args:
         pictures: (where, uint8 (H, W, C)) for each image; `where` names file and row in messages.

@@ -25,5 +25,5 @@ def class_digests(data: LabelledImages) -> dict[int, str]:
 
 
 def combine_digests(digests: Mapping[int, str]) -> str:
-    """One SHA-256 from those of the classes, in label order."""
+    """Returns one SHA-256 from those of the classes, in label order."""
     return hashlib.sha256("".join(f"{label}:{digests[label]}\n" for label in sorted(digests)).encode()).hexdigest()

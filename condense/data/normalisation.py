@@ -34,7 +34,7 @@ PIECE_VALUES = 3_072_000  # pixel values that become float64 at once: 1000 image
 
 
 def normalisation_of(real: Sequence[Tensor], collective: Collective) -> Normalisation:
-    """Per-channel mean and deviation of the train split; `collective` has each of its slices once."""
+    """Returns per-channel mean and deviation of the train split; `collective` has each of its slices once."""
     channels = real[0].shape[1]
     sums = torch.zeros((3, channels), dtype=torch.float64, device=real[0].device)
     for images in real:

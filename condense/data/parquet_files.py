@@ -28,13 +28,13 @@ class ParquetFiles:
     paths: tuple[str, ...]
 
     def shown(self, path: str) -> str:
-        """A path as a person writes it: its filesystem's type_name before it, unless it is local."""
+        """Returns a path as a person writes it: its filesystem's type_name before it, unless it is local."""
         kind = self.filesystem.type_name
         return path if kind == "local" else f"{kind}://{path}"
 
 
 def train_and_test_files(uri: str) -> tuple[ParquetFiles, ParquetFiles | None]:
-    """The train files at a path or URI, and the test files beside them if there are any.
+    """Returns the train files at a path or URI, and the test files beside them if there are any.
 
     A folder's files belong to test, validation or train by the word in their names; where no name says train, all
     that are not test or validation do. Beside a single file, the test file is the one with "test" for "train" in its
@@ -58,7 +58,8 @@ def train_and_test_files(uri: str) -> tuple[ParquetFiles, ParquetFiles | None]:
 
 
 def test_files(uri: str) -> ParquetFiles:
-    """The test files at a path or URI: that file, or of a folder those named test, or else all that name no split.
+    """Returns the test files at a path or URI: that file, or of a folder those named test, or else all that name no
+    split.
 
     Raises:
         SourceError: nothing there, or it cannot be reached.

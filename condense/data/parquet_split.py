@@ -183,7 +183,7 @@ class ParquetSplit:
         return labels, names
 
     def _names_of(self, labels: Labels, column: Any) -> tuple[str, ...]:
-        """Names of integer labels that no metadata declares: those of the name column, else the numbers."""
+        """Returns names of integer labels that no metadata declares: those of the name column, else the numbers."""
         values, first = np.unique(labels, return_index=True)
         gap = np.flatnonzero(values != np.arange(len(values)))
         if len(gap):
@@ -204,12 +204,14 @@ class ParquetSplit:
 
 
 def _between(rows: Rows, start: int, size: int) -> Rows:
-    """Those of the ascending rows that are in start .. start + size - 1."""
+    """Returns those of the ascending rows that are in start .. start + size - 1."""
     return rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + size)]
 
 
 def _encoded(column: Any) -> tuple[Labels, list[Any]]:
-    """A column of words as the number of each row's word, and the words: millions of rows are no Python objects."""
+    """Returns a column of words as the number of each row's word, and the words: millions of rows are no Python
+    objects.
+    """
     coded = column.cast(pa.large_string()).dictionary_encode(null_encoding="encode").combine_chunks()
     return coded.indices.to_numpy().astype(np.int64), coded.dictionary.to_pylist()
 

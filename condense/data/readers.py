@@ -180,7 +180,9 @@ TORCHVISION_SETS = {
 
 
 def torchvision_name(spec: str) -> str | None:
-    """The key of TORCHVISION_SETS that `spec` means, without regard to case, hyphens or underscores; None if none."""
+    """Returns the key of TORCHVISION_SETS that `spec` means, without regard to case, hyphens or underscores; None if
+    none.
+    """
     plain = {key.replace("-", ""): key for key in TORCHVISION_SETS}
     return plain.get(spec.lower().replace("-", "").replace("_", ""))
 

@@ -22,7 +22,7 @@ HELD_BYTES = 1 << 28  # of a split that learners are tested on: a larger one is 
 
 
 def load_slice(source: DataSource, classes: range, collective: Collective, device: torch.device) -> list[Tensor]:
-    """The train images of each class of the slice, uint8 (n_c, C, H, W).
+    """Returns the train images of each class of the slice, uint8 (n_c, C, H, W).
 
     `device` is that of the collective's tensors.
 
@@ -42,7 +42,8 @@ def load_held_out(
     *,
     limit: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Images and labels of a split, or of `limit` of them, on `device` and by class: each worker reads its own classes.
+    """Returns images and labels of a split, or of `limit` of them, on `device` and by class: each worker reads its own
+    classes.
 
     Raises:
         SourceError: on all workers, where one of them cannot read an image.
@@ -88,8 +89,9 @@ def _errors_raised_together(collective: Collective, device: torch.device) -> Ite
 def source_digest(
     real: Sequence[Tensor], classes: range, class_names: tuple[str, ...], collective: Collective, device: torch.device
 ) -> str:
-    """Digest of the whole train split from every slice's classes; `collective` has each of them once, `device` is that
-    of its tensors."""
+    """Returns digest of the whole train split from every slice's classes; `collective` has each of them once, `device`
+    is that of its tensors.
+    """
     rows = torch.zeros((len(class_names), 32), dtype=torch.uint8)
     for label, images in zip(classes, real, strict=True):
         (text,) = class_digests(LabelledImages(images, torch.full((len(images),), label), class_names)).values()

@@ -60,7 +60,7 @@ class FlowDescription(Settings):
         return self
 
     def plain(self) -> dict[str, Any]:
-        """Plain values, as files hold them and digests are taken of them.
+        """Returns plain values, as files hold them and digests are taken of them.
 
         Glow is not named: it was the only architecture when the first files were written, and a digest is an identity.
         """
@@ -83,7 +83,7 @@ class Flow(nn.Module, ABC):
 
     @abstractmethod
     def terms(self, x: Tensor) -> list[Tensor]:
-        """What each position of each level adds to ln p(x), in nats: (N, H / 2^l, W / 2^l) for l = 1, 2, ..."""
+        """Returns what each position of each level adds to ln p(x), in nats: (N, H / 2^l, W / 2^l) for l = 1, 2, ..."""
 
     @abstractmethod
     def encode(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -91,7 +91,7 @@ class Flow(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, latents: Sequence[Tensor]) -> Tensor:
-        """The latents of each level back to x (N, C, H, W): the inverse of `encode`."""
+        """Returns the latents of each level back to x (N, C, H, W): the inverse of `encode`."""
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """x (N, C, H, W) through its latents and back: x itself, but for rounding, where the flow is exact."""
@@ -110,7 +110,7 @@ class Flow(nn.Module, ABC):
 
     @abstractmethod
     def bijections(self, x: Tensor) -> Iterator[tuple[Bijection, Tensor]]:
-        """The layers with their inputs at one place of x (1, C, H, W): each small enough for its whole Jacobian."""
+        """Yields the layers with their inputs at one place of x (1, C, H, W): each small enough for its whole Jacobian."""
 
     def fold_(self) -> None:
         """Stores what is constant once training is over; nothing, unless an architecture has such."""
@@ -132,7 +132,7 @@ class Flow(nn.Module, ABC):
 
     @torch.no_grad()
     def log_prob_map(self, x: Tensor) -> Tensor:
-        """Nats per pixel, (N, H, W), which add up to `log_prob`; bits_map.py says what belongs to a pixel."""
+        """Returns nats per pixel, (N, H, W), which add up to `log_prob`; bits_map.py says what belongs to a pixel."""
         total = x.new_zeros(len(x), *x.shape[2:])
         for level, term in enumerate(self.terms(x), start=1):
             side = 1 << level
@@ -140,7 +140,7 @@ class Flow(nn.Module, ABC):
         return total
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same as `log_prob`."""
+        """Returns the same as `log_prob`."""
         return self.log_prob(x)
 
     def freeze_(self) -> Flow:

@@ -74,7 +74,7 @@ class Autoregressive(Flow):
 
     @torch.no_grad()
     def decode(self, latents: Sequence[Tensor]) -> Tensor:
-        """The latents back to x (N, C, H, W): one value after another, in minutes for large images."""
+        """Returns the latents back to x (N, C, H, W): one value after another, in minutes for large images."""
         (z,) = latents
 
         def block(h: Tensor, from_past: Tensor, row: int, column: int) -> Tensor:
@@ -90,7 +90,7 @@ class Autoregressive(Flow):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Each value from its latent and the true values before it, all at once.
+        """Returns each value from its latent and the true values before it, all at once.
 
         By induction over the values, `decode` gives x back if this does.
         """
@@ -136,7 +136,7 @@ class Autoregressive(Flow):
         self.prediction.initialise_(_blocks_of(x))
 
     def bijections(self, x: Tensor) -> Iterator[tuple[Bijection, Tensor]]:
-        """The map of the block in the middle, given the blocks before; masks keep all others out of it."""
+        """Yields the map of the block in the middle, given the blocks before; masks keep all others out of it."""
         y = _blocks_of(x)
         row, column = y.shape[2] // 2, y.shape[3] // 2
         at = (slice(None), slice(None), slice(row, row + 1), slice(column, column + 1))
@@ -157,14 +157,14 @@ class Autoregressive(Flow):
         return by_pixel
 
     def _conditionals(self, y: Tensor) -> tuple[Tensor, Mixtures]:
-        """The errors (N, 4, C, h, w) of blocks y (N, D, h, w), and the density of each."""
+        """Returns the errors (N, 4, C, h, w) of blocks y (N, D, h, w), and the density of each."""
         with torch.autocast(y.device.type, enabled=False):
             e = self.prediction.errors(y, self.prediction.from_past(y))
         mixtures: Mixtures = self.head(self._features(y, e), y, e)
         return self._by_pixel(e), mixtures
 
     def _features(self, y: Tensor, e: Tensor) -> Tensor:
-        """What the blocks before say of each block, (N, hidden, h, w)."""
+        """Returns what the blocks before say of each block, (N, hidden, h, w)."""
         h: Tensor = self.first(seen_by_network(y, e))
         for block in self.blocks:
             h = block(h)

@@ -52,7 +52,7 @@ class CausalConv2d(nn.Module):
         return self.valid(self.pad(x))
 
     def valid(self, padded: Tensor) -> Tensor:
-        """The same of a padded input, or of the window of one block."""
+        """Returns the same of a padded input, or of the window of one block."""
         return F.conv2d(padded, self.weight * self.mask, self.bias)
 
 
@@ -113,11 +113,11 @@ class LinearPrediction(nn.Module):
             self.log_scale[d] = error.clamp_min(_MIN_ERROR).log()
 
     def from_past(self, y: Tensor) -> Tensor:
-        """What the blocks before predict, (N, D, h, w)."""
+        """Returns what the blocks before predict, (N, D, h, w)."""
         return self.from_window(with_ones(y))
 
     def from_window(self, padded: Tensor) -> Tensor:
-        """The same of blocks that are padded and have their ones, (N, D + 1, h + 2, w + 6)."""
+        """Returns the same of blocks that are padded and have their ones, (N, D + 1, h + 2, w + 6)."""
         return F.conv2d(padded, self.past * self.mask, self.bias)
 
     @property
@@ -146,7 +146,7 @@ class Mixtures(NamedTuple):
         return (self.log_weights[:, :, 0] + self._by_channel(e).sum(2)).logsumexp(2)
 
     def given(self, e: Tensor) -> Mixtures:
-        """The same for each channel alone, given those before it: these make some components likelier."""
+        """Returns the same for each channel alone, given those before it: these make some components likelier."""
         before = self._by_channel(e)[:, :, :-1].cumsum(2)
         joint = torch.cat([self.log_weights, self.log_weights + before], 2)
         return Mixtures(joint.log_softmax(3), self.means, self.log_scales)
@@ -244,7 +244,7 @@ def bounded(e: Tensor) -> Tensor:
 
 
 def seen_by_network(y: Tensor, e: Tensor) -> Tensor:
-    """The network's view of blocks y and their errors e; the last channel is one inside the image."""
+    """Returns the network's view of blocks y and their errors e; the last channel is one inside the image."""
     return torch.cat([2 * y, 0.5 * bounded(e), torch.ones_like(y[:, :1])], 1)
 
 

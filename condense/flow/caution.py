@@ -30,7 +30,7 @@ GREY = "Grey images copied to three channels say no more and cost more, since it
 
 
 def caution(density: Density, *, count: int = 16, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What the card says: `sentences`, and for each kind of made images their bits.
+    """Returns what the card says: `sentences`, and for each kind of made images their bits.
 
     Returns:
         Plain values: {"sentences": [...], "made_images": {kind: {"bits_per_dim": median, "most": largest,

@@ -103,7 +103,7 @@ def store(fitted: Fitted, config: FlowFitConfig) -> FitResult:
 
 
 def train(config: FlowFitConfig, context: WorkerContext) -> Fitted | None:
-    """The flow of a recipe; goes on from the latest checkpoint. None on all workers but the first.
+    """Returns the flow of a recipe; goes on from the latest checkpoint. None on all workers but the first.
 
     Raises:
         SourceError: data that is missing, damaged, constant, or of fewer channels than the flow.
@@ -149,7 +149,7 @@ def train(config: FlowFitConfig, context: WorkerContext) -> Fitted | None:
 
 
 def open_mixture(config: FlowFitConfig) -> Mixture:
-    """The recipe's sources, opened but not read; raises SourceError and ConfigError."""
+    """Returns the recipe's sources, opened but not read; raises SourceError and ConfigError."""
     data = DataConfig(
         image_size=config.architecture.image_size,
         validation_fraction=config.validation_fraction,
@@ -175,7 +175,7 @@ class _Clock:
 
 
 def _load(config: FlowFitConfig, context: WorkerContext) -> tuple[Mixture, Tensor, Tensor]:
-    """The sources, their train images and the held-out ones; what one worker cannot read stops all."""
+    """Returns the sources, their train images and the held-out ones; what one worker cannot read stops all."""
     failure: SourceError | None = None
     try:
         mixture = open_mixture(config)
@@ -187,7 +187,7 @@ def _load(config: FlowFitConfig, context: WorkerContext) -> tuple[Mixture, Tenso
 
 
 def fresh_state(config: FlowFitConfig, images: Tensor, context: WorkerContext) -> FitState:
-    """A fit before its first step, the same on every worker; images: the train images, uint8 (N, C, H, W)."""
+    """Returns a fit before its first step, the same on every worker; images: the train images, uint8 (N, C, H, W)."""
     # nn layers draw their initial weights from the global generator: it is set aside and given back.
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(generator(config.seed, "flow-weights").get_state())
@@ -216,7 +216,7 @@ def fresh_state(config: FlowFitConfig, images: Tensor, context: WorkerContext) -
 
 
 def take_step_(state: FitState, config: FlowFitConfig, images: Tensor, context: WorkerContext) -> float:
-    """One step of the optimiser on the mean bits per dimension of a batch, which it returns."""
+    """Returns one step of the optimiser on the mean bits per dimension of a batch, which it returns."""
     rank, size, device = context.collective.rank, context.collective.size, context.device
     draws = generator(config.seed, "flow-batch", step=state.step)
     batch = random_batch(images, config.batch_size, config.augmentation, draws, blended=config.blended)
@@ -251,7 +251,7 @@ def take_step_(state: FitState, config: FlowFitConfig, images: Tensor, context: 
 
 
 def _samples(flow: Flow, seed: int, device: torch.device) -> Tensor:
-    """A picture of what the flow draws, from the same noise at each step: uint8 (3, H, W)."""
+    """Returns a picture of what the flow draws, from the same noise at each step: uint8 (3, H, W)."""
     drawn = flow.sample(SAMPLES, generator(seed, "flow-samples", device=device), SAMPLE_TEMPERATURE)
     return image_grid(quantise(drawn).cpu())
 
@@ -259,7 +259,7 @@ def _samples(flow: Flow, seed: int, device: torch.device) -> Tensor:
 def _card(
     config: FlowFitConfig, mixture: Mixture, state: FitState, train_images: int, context: WorkerContext
 ) -> dict[str, Any]:
-    """What the stored flow says of itself; the only place that reads the test splits."""
+    """Returns what the stored flow says of itself; the only place that reads the test splits."""
     frozen = copy.deepcopy(state.average).freeze_()
     tests = {}
     for name, images in mixture.tests().items():

@@ -32,7 +32,7 @@ class FitState:
 
 
 def to_checkpoint(state: FitState, identity: str) -> Checkpoint:
-    """Everything that a fit goes on from, after at least one step."""
+    """Returns everything that a fit goes on from, after at least one step."""
     tensors = _targets(state)
     tensors["curve"] = torch.tensor([[point[key] for key in CURVE] for point in state.curve], dtype=torch.float64)
     return Checkpoint(state.step, identity, tensors, {"cpu_seconds": state.cpu_seconds, "seconds": state.seconds})

@@ -85,7 +85,7 @@ class Glow(Flow):
         return latents, torch.stack([log_abs_det.sum(dim=(1, 2)) for log_abs_det in found]).sum(0)
 
     def decode(self, latents: Sequence[Tensor]) -> Tensor:
-        """The latents of each level back to x (N, C, H, W): the inverse of `encode`."""
+        """Returns the latents of each level back to x (N, C, H, W): the inverse of `encode`."""
         h = latents[-1]
         for number in reversed(range(len(self.levels))):
             level = self.levels[number]
@@ -140,7 +140,7 @@ class Glow(Flow):
                 module.fold_()
 
     def bijections(self, x: Tensor) -> Iterator[tuple[Bijection, Tensor]]:
-        """Each step with its input at one place of x (1, C, H, W)."""
+        """Yields each step with its input at one place of x (1, C, H, W)."""
         h = x
         for level in self.levels:
             h = squeeze(h)

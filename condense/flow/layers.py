@@ -108,7 +108,7 @@ class ChannelMixing(nn.Module):
             parameter.copy_(value)
 
     def affine(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The map as z = weight x + bias: weight (C, C), bias (C,), and log |det| of the weight (a scalar)."""
+        """Returns the map as z = weight x + bias: weight (C, C), bias (C,), and log |det| of the weight (a scalar)."""
         if self.folded_weight is not None:
             assert self.folded_bias is not None
             assert self.folded_log_abs_det is not None
@@ -216,7 +216,7 @@ class LogisticMixture(nn.Module):
         return (log_weights + log_logistic(t) - log_scales).logsumexp(dim=1).sum(dim=1)
 
     def sample(self, like: Tensor, context: Tensor | None, generator: torch.Generator, temperature: float) -> Tensor:
-        """One draw of the shape of `like` (N, C, H, W); `temperature` scales every component's width."""
+        """Returns one draw of the shape of `like` (N, C, H, W); `temperature` scales every component's width."""
         log_weights, means, log_scales = (
             part.expand(len(like), self.components, *like.shape[1:]) for part in self._mixture(like, context)
         )

@@ -75,7 +75,7 @@ class Mixture:
         return images[torch.randperm(len(images), generator=generator(self._seed, "flow-evaluation"))[:count]]
 
     def tests(self) -> dict[str, Tensor]:
-        """The test split of each source by its name, uint8 (N, C, H, W); read for the card, never to choose."""
+        """Returns the test split of each source by its name, uint8 (N, C, H, W); read for the card, never to choose."""
         return {name: self._images(source.load("test"), spec) for name, (spec, source) in self._sources.items()}
 
     def _images(self, loaded: LabelledImages, spec: str) -> Tensor:
@@ -117,7 +117,9 @@ def random_batch(
 
 
 def _blends(images: Tensor, draws: torch.Generator) -> Tensor:
-    """Each image mixed with a constant, noise or a repeated tile, rounded to 8 bits; a quarter without the image."""
+    """Returns each image mixed with a constant, noise or a repeated tile, rounded to 8 bits; a quarter without the
+    image.
+    """
     count, channels = images.shape[:2]
     constant = torch.rand((count, channels, 1, 1), generator=draws)
     noise = torch.rand(images.shape, generator=draws)
@@ -128,7 +130,7 @@ def _blends(images: Tensor, draws: torch.Generator) -> Tensor:
 
 
 def _tiled(noise: Tensor, draws: torch.Generator) -> Tensor:
-    """Each image's upper left square of 2, 4 or 8 pixels a side, repeated over it.
+    """Returns each image's upper left square of 2, 4 or 8 pixels a side, repeated over it.
 
     A third each is constant along columns, along rows, and neither; half have two levels alone, black and white.
     """

@@ -40,7 +40,7 @@ class Muon(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step with the gradients that the parameters have."""
+        """Returns one step with the gradients that the parameters have."""
         gradients = [matrix.grad for matrix in self._matrices]
         for matrix in self._matrices:
             matrix.grad = None  # Adam passes by what has none

@@ -54,7 +54,7 @@ class InBfloat16:
 
 
 def at_precision(density: Density, precision: Precision, device: torch.device | str = "cpu") -> Density:
-    """The density at a precision; raises FlowError where that is too far from float32 (see InBfloat16)."""
+    """Returns the density at a precision; raises FlowError where that is too far from float32 (see InBfloat16)."""
     return density if precision == "float32" else InBfloat16(density, device)
 
 

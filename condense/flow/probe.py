@@ -68,7 +68,9 @@ def check_exact(flow: Flow, exact: Flow, where: str) -> None:
 
 
 def log_determinant_error(flow: Flow, x: Tensor) -> float:
-    """The largest error of any layer's log-determinant in nats per dimension, each at one place of x (1, C, H, W)."""
+    """Returns the largest error of any layer's log-determinant in nats per dimension, each at one place of x (1, C, H,
+    W).
+    """
     errors = [_bijection_error(bijection, at.detach()) for bijection, at in flow.bijections(x)]
     return max(errors, key=lambda error: math.inf if math.isnan(error) else error)
 

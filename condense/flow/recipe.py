@@ -117,19 +117,19 @@ class FlowFitConfig(Settings):
         return self.output.with_suffix(".checkpoint.safetensors")
 
     def identity(self) -> str:
-        """What makes two fits the same: 16 hexadecimal digits of everything that decides the result."""
+        """Returns what makes two fits the same: 16 hexadecimal digits of everything that decides the result."""
         values = self.model_dump(mode="json", exclude=set(PLACES))
         start = None if self.start_from is None else load_card(self.start_from)["digest"]
         return settings_digest({**values, "start": start})[:16]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as they are shown and tracked: without the passwords that URIs may hold."""
+        """Returns plain values, as they are shown and tracked: without the passwords that URIs may hold."""
         plain: dict[str, Any] = without_passwords(self.model_dump(mode="json"))
         return plain
 
 
 def learning_rate_at(config: FlowFitConfig, step: int) -> float:
-    """The learning rate of step 0, 1 ...: a linear warm-up, then constant or half a cosine towards zero."""
+    """Returns the learning rate of step 0, 1 ...: a linear warm-up, then constant or half a cosine towards zero."""
     warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
     if config.schedule == "constant":
         return config.learning_rate * warm

@@ -10,5 +10,5 @@ ARCHITECTURES: dict[str, type[Flow]] = {"autoregressive": Autoregressive, "glow"
 
 
 def build(description: FlowDescription) -> Flow:
-    """A flow of the described architecture, with the weights that training starts from."""
+    """Returns a flow of the described architecture, with the weights that training starts from."""
     return ARCHITECTURES[description.architecture](description)

@@ -45,7 +45,7 @@ def save_flow(flow: Flow, path: Path, card: dict[str, Any]) -> str:
 
 
 def load_flow(name_or_path: str | Path, *, device: torch.device | str = "cpu") -> Flow:
-    """A stored flow, frozen, after every check that the module docstring lists.
+    """Returns a stored flow, frozen, after every check that the module docstring lists.
 
     Args:
         name_or_path: a shipped flow's name (see `shipped_flows`) or a file.
@@ -86,7 +86,7 @@ def read_flow(content: bytes, where: str, *, device: torch.device | str = "cpu")
 
 
 def load_card(name_or_path: str | Path) -> dict[str, Any]:
-    """The card of a stored flow, with its description and digest under keys of these names.
+    """Returns the card of a stored flow, with its description and digest under keys of these names.
 
     Raises:
         FlowError: the file is missing, damaged or newer than this version.
@@ -97,7 +97,7 @@ def load_card(name_or_path: str | Path) -> dict[str, Any]:
 
 
 def shipped_flows() -> tuple[str, ...]:
-    """Names of the yardsticks inside the package."""
+    """Returns names of the yardsticks inside the package."""
     return tuple(sorted(path.stem for path in _yardsticks().glob("*.safetensors")))
 
 

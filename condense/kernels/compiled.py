@@ -43,7 +43,7 @@ _SUFFIX = {torch.float32: "float", torch.bfloat16: "bfloat"}
 
 @functools.cache
 def load_library() -> ctypes.CDLL | None:
-    """The built kernels, or None without a compiler that builds them."""
+    """Returns the built kernels, or None without a compiler that builds them."""
     compiler = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
     if compiler is None or platform.system() != "Linux":
         log.warning("no gcc or clang on Linux here: on a CPU, a run takes two to three times as long as with one")
@@ -70,7 +70,7 @@ def load_library() -> ctypes.CDLL | None:
 
 
 def available(images: Tensor, precision: torch.dtype, channels: int) -> bool:
-    """Whether the kernels take activations of `precision` and so many channels where the images are."""
+    """Returns whether the kernels take activations of `precision` and so many channels where the images are."""
     fits = images.device.type == "cpu" and precision in _SUFFIX and channels <= MOST_CHANNELS
     return fits and load_library() is not None
 
@@ -91,7 +91,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def on_threads(some: Callable[[slice], T], count: int, each: int) -> list[T]:
-    """What `some` returns of parts of `count` images, or groups of them, on as many threads as PyTorch has.
+    """Returns what `some` returns of parts of `count` images, or groups of them, on as many threads as PyTorch has.
 
     each: numbers in one of them; a few are not worth a second thread.
     """

@@ -31,7 +31,7 @@ LANES = 16  # as in thin.c: floats of a vector
 
 
 def can_convolve(images: Tensor, weight: Tensor) -> bool:
-    """Whether `convolution` takes these images (N, I, H, W) and weights (..., O, I, k, k)."""
+    """Returns whether `convolution` takes these images (N, I, H, W) and weights (..., O, I, k, k)."""
     outputs, inputs, *size = weight.shape[-4:]
     if size != [3, 3] or images.dtype != weight.dtype or not available(images, images.dtype, max(inputs, outputs)):
         return False

@@ -53,7 +53,7 @@ def first_block_gradient(
     mean: Tensor,
     rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients at weight, gamma and beta of `first_block`, float32, given that at its result; no graph.
+    """Returns gradients at weight, gamma and beta of `first_block`, float32, given that at its result; no graph.
 
     That at the bias is zero, since the norm takes the mean away.
     """

@@ -46,7 +46,7 @@ def norm_relu_pool(activation: Tensor, gamma: Tensor, beta: Tensor, eps: float) 
 def norm_relu_pool_gradient(
     activation: Tensor, gradient: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients at z, gamma and beta of `norm_relu_pool`, given that at its result; no graph."""
+    """Returns gradients at z, gamma and beta of `norm_relu_pool`, given that at its result; no graph."""
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     gamma, beta = gamma.float(), beta.float()
     to_activation = torch.empty_like(activation)
@@ -66,7 +66,7 @@ def norm_relu_pool_gradient(
 def norm_relu_pool_twice(
     activation: Tensor, gradient: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients at `gradient` and at z of sum(v * to_z), to_z as of `norm_relu_pool_gradient`."""
+    """Returns gradients at `gradient` and at z of sum(v * to_z), to_z as of `norm_relu_pool_gradient`."""
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     v = v.contiguous(memory_format=torch.channels_last)
     gamma, beta = gamma.float(), beta.float()

@@ -35,7 +35,7 @@ def norm_relu_pool(
 def norm_relu_pool_gradient(
     activation: Tensor, gradient: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, rstd: Tensor, normed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients at z, gamma and beta of `norm_relu_pool`, given that at its result; no graph."""
+    """Returns gradients at z, gamma and beta of `norm_relu_pool`, given that at its result; no graph."""
     count, channels, height, width = activation.shape
     found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_group_norm_backward(
         _to_normed(gradient, normed),
@@ -62,7 +62,7 @@ def norm_relu_pool_twice(
     rstd: Tensor,
     normed: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients at `gradient` and at z of sum(v * to_z), to_z as of `norm_relu_pool_gradient`."""
+    """Returns gradients at `gradient` and at z of sum(v * to_z), to_z as of `norm_relu_pool_gradient`."""
     wide = torch.promote_types(activation.dtype, torch.float32)
     z, v, g = (whole.to(wide) for whole in (activation, v, _to_normed(gradient, normed)))
     mean, rstd = (of_plane[:, :, None, None].to(wide) for of_plane in (mean, rstd))

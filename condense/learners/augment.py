@@ -38,7 +38,7 @@ class Draw(NamedTuple):
 
 
 def draw_transform(generator: torch.Generator, count: int, *, flip: bool = True) -> Draw:
-    """One of the six transforms with numbers for `count` images; without flip where it would change the class."""
+    """Returns one of the six transforms with numbers for `count` images; without flip where it would change the class."""
     kinds = STRATEGIES if flip else tuple(kind for kind in STRATEGIES if kind != "flip")
     kind = kinds[int(torch.randint(len(kinds), (), generator=generator))]
     return Draw(kind, torch.rand((count, 4), generator=generator))
@@ -47,7 +47,7 @@ def draw_transform(generator: torch.Generator, count: int, *, flip: bool = True)
 def draw_transforms(
     augmentation: Augmentation, generator: torch.Generator, count: int, *, flip: bool = True
 ) -> tuple[Draw, ...]:
-    """The transforms of one augmentation, to be applied in order, with numbers for `count` images."""
+    """Returns the transforms of one augmentation, to be applied in order, with numbers for `count` images."""
     if augmentation == "none":
         return ()
     if augmentation == "dsa":
@@ -56,7 +56,9 @@ def draw_transforms(
 
 
 def augment_classes(images: Tensor, draws: Sequence[tuple[Draw, ...]]) -> Tensor:
-    """Images (C, n, channels, H, W), all of a class transformed alike by the class's own draws (of one number each)."""
+    """Returns images (C, n, channels, H, W), all of a class transformed alike by the class's own draws (of one number
+    each).
+    """
     for stage in zip(*draws, strict=True):
         parts, order = [], []
         for kind in sorted({draw.kind for draw in stage}):
@@ -96,8 +98,9 @@ def augment(images: Tensor, draw: Draw) -> Tensor:
 
 
 def crop_scale_rotate(images: Tensor, draws: torch.Generator) -> Tensor:
-    """Each of the (N, C, H, W) images is shifted by up to 4 pixels, or its sides are scaled by 0.8 to 1.2, or it is
-    rotated by up to 45 degrees; what comes into view has the mean colour of all (published code of Zhao et al. 2021).
+    """Returns each of the (N, C, H, W) images is shifted by up to 4 pixels, or its sides are scaled by 0.8 to 1.2, or
+    it is rotated by up to 45 degrees; what comes into view has the mean colour of all (published code of Zhao et al.
+    2021).
     """
     count, _, height, width = images.shape
     kind = torch.randint(3, (count,), generator=draws)

@@ -52,7 +52,7 @@ class Evaluation:
         return float(torch.tensor(self.accuracies, dtype=torch.float64).std(correction=0))
 
     def description(self) -> dict[str, Any]:
-        """Plain values for provenance."""
+        """Returns plain values for provenance."""
         return {
             "recipe": self.recipe.name,
             "recipe_details": asdict(self.recipe),
@@ -96,7 +96,7 @@ class Evaluator:
         collective: Collective,
         on_epoch: Callable[[], None] | None = None,
     ) -> Evaluation:
-        """Accuracies of `learners` fresh networks, divided over the workers.
+        """Returns accuracies of `learners` fresh networks, divided over the workers.
 
         Args:
             images: uint8 (N, C, H, W), the set to train on.
@@ -174,7 +174,7 @@ class Evaluator:
 
     @torch.no_grad()
     def _hits(self, together: StackedLearners, test_images: Tensor, test_labels: Tensor) -> Tensor:
-        """How many of the images each learner names right."""
+        """Returns how many of the images each learner names right."""
         hits = torch.zeros((), device=test_images.device)
         for part, expected in zip(test_images.split(TEST_BATCH), test_labels.split(TEST_BATCH), strict=True):
             inputs = self.normalisation.apply(to_float(part))
@@ -184,5 +184,5 @@ class Evaluator:
 
 
 def _at_once(learners: int, device: torch.device) -> int:
-    """How many learners take a step together: on a CPU one by one is as fast, and has compiled blocks."""
+    """Returns how many learners take a step together: on a CPU one by one is as fast, and has compiled blocks."""
     return learners if device.type == "cuda" else 1

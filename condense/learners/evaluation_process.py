@@ -139,7 +139,7 @@ class EvaluationProcess:
         return _evaluated(self._evaluator, self._learners, asked.images, asked.labels, self._held_out, self._device)
 
     def _end(self) -> str:
-        """What ended the process, in words."""
+        """Returns what ended the process, in words."""
         self._process.join(ENDED_S)
         code = self._process.exitcode
         if code is None or code >= 0:

@@ -158,12 +158,12 @@ NETWORKS: dict[str, Callable[..., Learner]] = {"convnet": ConvNet, "mlp": MLP}
 
 
 def build_network(config: NetworkConfig, shape: tuple[int, int, int], classes: int) -> Learner:
-    """An uninitialised network for images of `shape` (C, H, W); `initialise_` draws its parameters."""
+    """Returns an uninitialised network for images of `shape` (C, H, W); `initialise_` draws its parameters."""
     return NETWORKS[config.name](shape, classes, width=config.width, depth=config.depth)
 
 
 def in_precision(given: Given, precision: torch.dtype) -> Given:
-    """A network or images as they are, or for bfloat16 a copy in it; differentiable in the images."""
+    """Returns a network or images as they are, or for bfloat16 a copy in it; differentiable in the images."""
     if precision != torch.bfloat16:
         return given
     return cast(Given, (given if isinstance(given, Tensor) else copy.deepcopy(given)).to(precision))

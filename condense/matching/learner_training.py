@@ -119,7 +119,7 @@ class LearnerTraining:
             self._step_(own, [(weight, to_device(labels, own.device)) for weight, labels in targets], len(batch))
 
     def _augmented(self, images: Tensor, mine: Tensor, draws: torch.Generator) -> Tensor:
-        """The images of a batch that `mine` marks, augmented by numbers drawn for the whole batch."""
+        """Returns the images of a batch that `mine` marks, augmented by numbers drawn for the whole batch."""
         for draw in draw_transforms(self.matching.augment, draws, len(mine), flip=self.flip):
             images = augment(images, draw._replace(numbers=draw.numbers[mine])) if len(images) else images
         return images
@@ -146,7 +146,7 @@ class LearnerTraining:
 
 
 def cutmix(images: Tensor, others: Tensor, draws: torch.Generator) -> tuple[Tensor, float]:
-    """Images (N, C, H, W) with one box from the others, and the share of each image that is kept.
+    """Returns images (N, C, H, W) with one box from the others, and the share of each image that is kept.
 
     Yun et al. 2019 with Beta(1, 1), that is a uniform share of the area, and a box of the image's proportions around a
     uniform centre, cut at the border.

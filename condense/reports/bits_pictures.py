@@ -30,13 +30,16 @@ Canvas = NDArray[np.uint8]
 
 
 def spread(values: Tensor, count: int) -> Tensor:
-    """Places of `count` of the values (N,), evenly over their ranks from least to most; of all where N <= count."""
+    """Returns places of `count` of the values (N,), evenly over their ranks from least to most; of all where N <=
+    count.
+    """
     order = values.argsort(stable=True)
     return order[torch.linspace(0, len(order) - 1, min(count, len(order))).round().long()]
 
 
 def sorted_images(images: Tensor, bits_per_dim: Tensor, png: Tensor, names: Sequence[str], title: str) -> bytes:
-    """Images from least to most bits, at most SHOWN of them evenly over the ranks, with class, bits and PNG bytes.
+    """Returns images from least to most bits, at most SHOWN of them evenly over the ranks, with class, bits and PNG
+    bytes.
 
     Args:
         images: uint8 (N, C, H, W).
@@ -55,7 +58,7 @@ def sorted_images(images: Tensor, bits_per_dim: Tensor, png: Tensor, names: Sequ
 
 
 def maps(images: Tensor, bits: Tensor, bits_per_dim: Tensor, title: str) -> bytes:
-    """Each image beside the map of its bits, on one colour scale.
+    """Returns each image beside the map of its bits, on one colour scale.
 
     Args:
         images: uint8 (M, C, H, W).
@@ -74,7 +77,8 @@ def maps(images: Tensor, bits: Tensor, bits_per_dim: Tensor, title: str) -> byte
 
 
 def histogram(flow: Tensor, png: Tensor, title: str, bins: int = 40) -> bytes:
-    """Two histograms over one axis of bits per dim: under the flow, and as PNG files; the dashed line is the mean.
+    """Returns two histograms over one axis of bits per dim: under the flow, and as PNG files; the dashed line is the
+    mean.
 
     Args:
         flow: (N,) bits per dim under the flow.
@@ -159,7 +163,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _coloured(shares: NDArray[np.floating]) -> Canvas:
-    """Values in [0, 1] of any shape (...) as colours (..., 3)."""
+    """Returns values in [0, 1] of any shape (...) as colours (..., 3)."""
     at = np.linspace(0, 1, len(_SCALE))
     return np.stack([np.interp(shares, at, _SCALE[:, part]) for part in range(3)], axis=-1).astype(np.uint8)
 
@@ -176,7 +180,7 @@ def _enlarged(pixels: Canvas) -> Canvas:
 
 
 def _short(name: str, width: int = _CELL) -> str:
-    """The name, cut to the width of a cell."""
+    """Returns the name, cut to the width of a cell."""
     while _font(12).getlength(name) > width:
         name = name.rstrip("…")[:-1] + "…"
     return name

@@ -199,12 +199,12 @@ def _mean_bits(dataset: CondensedDataset) -> float | None:
 
 
 def _part(about: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """A part of the provenance; empty where the run had none."""
+    """Returns a part of the provenance; empty where the run had none."""
     return about.get(key) or {}
 
 
 def _percent(accuracy: Mapping[str, Any], unit: str = " %") -> str:
-    """Mean ± std, both percent."""
+    """Returns mean ± std, both percent."""
     if accuracy.get("accuracy_mean") is None:
         return MISSING
     spread = accuracy.get("accuracy_std")
@@ -220,7 +220,7 @@ def _count(count: int | None, what: str) -> str:
 
 
 def _cell(value: object) -> str:
-    """Text that stays inside its table cell."""
+    """Returns text that stays inside its table cell."""
     return str(value).replace("|", "\\|").replace("\n", " ").replace("`", "'")
 
 

@@ -162,7 +162,9 @@ def show_bits(title: str, report: BitsReport, labels: torch.Tensor, names: Seque
 
 
 def histogram_lines(values: torch.Tensor, bins: int = 12, width: int = 60) -> list[str]:
-    """One line a bin of the values (N,): its lower and upper edge, a bar of at most `width` characters, the count."""
+    """Returns one line a bin of the values (N,): its lower and upper edge, a bar of at most `width` characters, the
+    count.
+    """
     low, high = float(values.min()), float(values.max())
     if high - low < 1e-9:
         high, bins = low + 1e-9, 1
@@ -190,7 +192,7 @@ def show_flows(cards: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _cpu_seconds(card: Mapping[str, Any]) -> float:
-    """What a flow cost, and before it the flow that it started from."""
+    """Returns what a flow cost, and before it the flow that it started from."""
     start = card.get("start")
     return float(card["cpu_seconds"]) + (_cpu_seconds(start) if start else 0)
 

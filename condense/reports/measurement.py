@@ -66,7 +66,7 @@ class Measured:
         return f"{name} under {flow}, {draws} draw{'s' * (draws > 1)}"
 
     def maps(self, places: Tensor) -> Tensor:
-        """Bits per pixel (M, H, W) of the images at `places` (M,); each adds up to that image's `report.bits`."""
+        """Returns bits per pixel (M, H, W) of the images at `places` (M,); each adds up to that image's `report.bits`."""
         return bits_map(self.density, self.data.images, places, seed=self.seed, draws=self.report.draws)
 
 
@@ -80,7 +80,7 @@ def measure_named(
     draws: int = 2,
     seed: int = 0,
 ) -> Measured:
-    """Bits per dim, bits and PNG bytes of the images that `what` names.
+    """Returns bits per dim, bits and PNG bytes of the images that `what` names.
 
     Args:
         what: a source (as `open_source` takes it), a condensed file or its folder, another Parquet file, or a folder of
@@ -118,7 +118,8 @@ def measure_named(
 
 
 def source_named(what: str) -> str | None:
-    """The source spec that `what` is or stands for; None where it can only be a condensed dataset, here or elsewhere.
+    """Returns the source spec that `what` is or stands for; None where it can only be a condensed dataset, here or
+    elsewhere.
 
     A path to a Parquet file that holds no condensed dataset, or to a folder without one, stands for parquet:PATH and
     folder:PATH.

@@ -31,7 +31,7 @@ def random_real(real: Sequence[Tensor], classes: range, ipc: int, *, seed: int) 
 
 
 def kmeans_real(real: Sequence[Tensor], classes: range, ipc: int, *, seed: int) -> Tensor:
-    """The real images nearest to the `ipc` k-means centres of each class, in pixel space; no image twice."""
+    """Returns the real images nearest to the `ipc` k-means centres of each class, in pixel space; no image twice."""
     chosen = []
     for label, images in zip(classes, real, strict=True):
         points = to_float(images).flatten(1).cpu().numpy()
@@ -54,7 +54,7 @@ def jpeg(images: Tensor, quality: int) -> Tensor:
 
 
 def jpeg_at_bits(images: Tensor, target: float, mean_bits: Callable[[Tensor], float]) -> tuple[Tensor, int]:
-    """The images at the highest JPEG quality whose mean bits per dim stay at or below `target`.
+    """Returns the images at the highest JPEG quality whose mean bits per dim stay at or below `target`.
 
     Args:
         images: uint8 (C, ipc, channels, H, W).

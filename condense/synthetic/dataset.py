@@ -120,7 +120,7 @@ def write_dataset(path: str | Path, dataset: CondensedDataset) -> Path:
 
 
 def read_dataset(path: str | Path) -> CondensedDataset:
-    """The condensed dataset in a file that `write_dataset` wrote.
+    """Returns the condensed dataset in a file that `write_dataset` wrote.
 
     Raises:
         DatasetError: no file, not a Parquet file or a truncated one, not a condensed dataset, a damaged image, or
@@ -266,7 +266,7 @@ def _dataset(table: pa.Table, provenance: dict[str, Any], path: Path) -> Condens
 
 
 def _numbers(values: Tensor | None, count: int) -> pa.Array:
-    """A nullable float64 column; all null where there are no values."""
+    """Returns a nullable float64 column; all null where there are no values."""
     return pa.nulls(count, pa.float64()) if values is None else pa.array(values.tolist(), pa.float64())
 
 

@@ -47,13 +47,14 @@ def decode_uint8(images: Tensor, factor: int) -> Tensor:
 
 
 def decode_set(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """What learners are trained on: `decode_uint8` of canvases, and their labels (N,) or (N, classes), which a canvas's
-    images share."""
+    """Returns what learners are trained on: `decode_uint8` of canvases, and their labels (N,) or (N, classes), which a
+    canvas's images share.
+    """
     return decode_uint8(images, factor), labels.repeat_interleave(factor**2, 0)
 
 
 def tile(images: Tensor, factor: int) -> Tensor:
-    """The canvases (N, C, H, W) whose squares are images (N * factor^2, C, H, W) scaled down by averaging."""
+    """Returns the canvases (N, C, H, W) whose squares are images (N * factor^2, C, H, W) scaled down by averaging."""
     if factor == 1:
         return images
     _, channels, height, width = images.shape

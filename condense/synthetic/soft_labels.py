@@ -64,18 +64,20 @@ def soft_labels(logits: Tensor) -> Tensor:
 
 
 def label_codes(logits: Tensor) -> Tensor:
-    """The bytes of `soft_labels`, uint8 of the logits' shape."""
+    """Returns the bytes of `soft_labels`, uint8 of the logits' shape."""
     return to_uint8(_relative(logits))
 
 
 def from_codes(codes: Tensor) -> Tensor:
-    """The float32 distributions whose bytes `label_codes` gave; the same on any device: sums of bytes are exact."""
+    """Returns the float32 distributions whose bytes `label_codes` gave; the same on any device: sums of bytes are
+    exact.
+    """
     values = codes.to(torch.float32)
     return values / values.sum(-1, keepdim=True)
 
 
 def label_bits(labels: Tensor | None) -> int:
-    """What a set's soft labels (N, classes) cost: CODE_BITS for each class and image; 0 without them.
+    """Returns what a set's soft labels (N, classes) cost: CODE_BITS for each class and image; 0 without them.
 
     A hard label costs nothing here: a set has as many images of each class, in order.
     """

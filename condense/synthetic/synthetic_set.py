@@ -171,7 +171,7 @@ def initial_set(
     start: Tensor | None = None,
     logits: Tensor | None = None,
 ) -> SyntheticSet:
-    """A new synthetic set for `classes`; each class has its own draws, whoever owns it.
+    """Returns a new synthetic set for `classes`; each class has its own draws, whoever owns it.
 
     Args:
         config: the initialisation: "noise" is alpha ~ 0.2 N(0, 1), the others are of images.
@@ -214,7 +214,9 @@ def _start(config: ImagesConfig, images: Tensor, label: int, ipc: int, seed: int
 
 
 def build_optimizer(config: ImagesConfig, synthetic: SyntheticSet) -> torch.optim.Optimizer:
-    """The optimiser of a set's parameters, at its initial learning rates: pixels, then soft labels if there are any."""
+    """Returns the optimiser of a set's parameters, at its initial learning rates: pixels, then soft labels if there are
+    any.
+    """
     pixels, labels = synthetic.parameters[: synthetic.levels], synthetic.parameters[synthetic.levels :]
     groups: list[dict[str, Any]] = [{"params": pixels, "lr": config.learning_rate}]
     if labels:

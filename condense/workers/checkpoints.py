@@ -87,7 +87,7 @@ class LocalCheckpoints:
             write(checkpoint, self.path)
 
     def latest(self) -> Checkpoint | None:
-        """The stored checkpoint, if there is one."""
+        """Returns the stored checkpoint, if there is one."""
         return read(self.path) if self.path.exists() else None
 
 
@@ -101,7 +101,7 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def read(path: Path) -> Checkpoint:
-    """The checkpoint in `path`.
+    """Returns the checkpoint in `path`.
 
     Raises:
         CheckpointError: the file is truncated or is no checkpoint.
@@ -121,7 +121,7 @@ def pack(checkpoint: Checkpoint) -> bytes:
 
 
 def unpack(content: bytes, where: str) -> Checkpoint:
-    """What `pack` packed; `where` names it in the error.
+    """Returns what `pack` packed; `where` names it in the error.
 
     Raises:
         CheckpointError: it is truncated or is no checkpoint.

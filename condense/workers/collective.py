@@ -40,10 +40,12 @@ class Collective(Protocol):
         """Begins `sum_` of a contiguous tensor and returns what waits for its end; only more of these come between."""
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The workers' tensors joined along the first dimension, in rank order; their lengths may differ."""
+        """Returns the workers' tensors joined along the first dimension, in rank order; their lengths may differ."""
 
     def split(self, groups: Sequence[range]) -> Collective:
-        """The workers of this one's group; `groups`, alike on all workers, has every rank of these in one of them."""
+        """Returns the workers of this one's group; `groups`, alike on all workers, has every rank of these in one of
+        them.
+        """
 
 
 class Alone:
@@ -65,7 +67,7 @@ class Alone:
         return tensor
 
     def split(self, groups: Sequence[range]) -> Collective:
-        """Itself."""
+        """Returns itself."""
         return self
 
 
@@ -146,7 +148,9 @@ def sum_all_(collective: Collective, tensors: Sequence[Tensor]) -> None:
 
 
 def gather_text(collective: Collective, text: str, device: torch.device) -> list[str]:
-    """What each worker says, in the order of ranks; `device` is that of the tensors which the collective carries."""
+    """Returns what each worker says, in the order of ranks; `device` is that of the tensors which the collective
+    carries.
+    """
     said = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
     return bytes(collective.gather(said.to(device)).tolist()).decode().split("\0")[:-1]
 

@@ -28,7 +28,7 @@ class Mesh:
 
 
 def build_mesh(collective: Collective, replicas: int = 1) -> Mesh:
-    """The mesh of these workers: see `mesh_shape`. All of them call it."""
+    """Returns the mesh of these workers: see `mesh_shape`. All of them call it."""
     slices, columns = mesh_shape(collective.size, replicas)
     # Neighbours share a replica and have different slices: between match steps those exchange the gradients of their
     # network at every step of its training, which is far more than the gradients of images.
@@ -71,13 +71,13 @@ def check_mesh(classes: int, workers: int, replicas: int = 1, most: int | None =
 
 
 def most_workers(available: int, classes: int, replicas: int = 1) -> int:
-    """The most workers, of those available but at least one, that all own a class."""
+    """Returns the most workers, of those available but at least one, that all own a class."""
     fitting = (n for n in range(max(1, available), 0, -1) if mesh_shape(n, replicas)[0] <= classes)
     return next(fitting)
 
 
 def class_slice(classes: int, rank: int, size: int) -> range:
-    """The contiguous classes of slice `rank` of `size`; slice lengths differ by at most one.
+    """Returns the contiguous classes of slice `rank` of `size`; slice lengths differ by at most one.
 
     Raises:
         ConfigError: more slices than classes.

@@ -31,7 +31,7 @@ class SharedSum:
         self._meetings = ctypes.c_uint32(0)
 
     def takes(self, tensor: Tensor) -> bool:
-        """Whether it can be summed: contiguous float32 on the CPU, which it is on all workers or on none."""
+        """Returns whether it can be summed: contiguous float32 on the CPU, which it is on all workers or on none."""
         return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
 
     def sum_(self, tensor: Tensor) -> None:
@@ -56,8 +56,8 @@ class SharedSum:
 def share_memory(
     rank: int, size: int, gather_text: Callable[[str], list[str]], timeout_s: float = TIMEOUT_S
 ) -> SharedSum | None:
-    """The memory that the workers of a group have in common, or None where they are not all on one machine, or any of
-    them lacks the kernels. All of them call it.
+    """Returns the memory that the workers of a group have in common, or None where they are not all on one machine, or
+    any of them lacks the kernels. All of them call it.
 
     Args:
         gather_text: what each worker says, in the order of ranks.

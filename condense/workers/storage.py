@@ -73,7 +73,7 @@ class Storage:
             stream.write(content)
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file, or None where there is none; raises CheckpointError."""
+        """Returns the content of a file, or None where there is none; raises CheckpointError."""
         path = self._path(name)
         with self._failures("read", CheckpointError):
             if self._filesystem.get_file_info(path).type != pafs.FileType.File:
@@ -82,7 +82,7 @@ class Storage:
                 return bytes(stream.readall())
 
     def names(self) -> list[str]:
-        """The names of the files there, sorted; raises CheckpointError."""
+        """Returns the names of the files there, sorted; raises CheckpointError."""
         with self._failures("read", CheckpointError):
             found = self._filesystem.get_file_info(pafs.FileSelector(self._root, allow_not_found=True))
         return sorted(entry.base_name for entry in found if entry.type == pafs.FileType.File)
@@ -102,7 +102,7 @@ class Storage:
             log.info("%s is not removed: %s", self.uri, _first_line(error))
 
     def shown(self, name: str) -> str:
-        """A file as a person writes it."""
+        """Returns a file as a person writes it."""
         return below(self.uri, name)
 
     def _path(self, name: str) -> str:
@@ -147,11 +147,11 @@ class StoredCheckpoints:
         self.storage.write(MARK, text.encode())
 
     def marked(self, text: str) -> bool:
-        """Whether the note is seen from here; raises CheckpointError where the storage does not answer."""
+        """Returns whether the note is seen from here; raises CheckpointError where the storage does not answer."""
         return self.storage.read(MARK) == text.encode()
 
     def latest(self) -> Checkpoint | None:
-        """The checkpoint of the highest step that is whole; a damaged one before it is only logged.
+        """Returns the checkpoint of the highest step that is whole; a damaged one before it is only logged.
 
         Raises:
             CheckpointError: none is whole, or the storage does not answer.
@@ -168,7 +168,7 @@ class StoredCheckpoints:
         return None
 
     def at(self, step: int) -> Checkpoint:
-        """The checkpoint of one step; raises CheckpointError where it is missing or damaged."""
+        """Returns the checkpoint of one step; raises CheckpointError where it is missing or damaged."""
         content = self.storage.read(file_name(step))
         if content is None:
             raise CheckpointError(
@@ -178,7 +178,7 @@ class StoredCheckpoints:
         return checkpoints.unpack(content, self.storage.shown(file_name(step)))
 
     def steps(self) -> list[int]:
-        """The steps that are kept, ascending."""
+        """Returns the steps that are kept, ascending."""
         return [
             int(number)
             for name in self.storage.names()
@@ -191,18 +191,18 @@ class StoredCheckpoints:
 
 
 def below(storage: str, name: str) -> str:
-    """What is called `name` in a storage, as a storage of its own; a URI keeps its options."""
+    """Returns what is called `name` in a storage, as a storage of its own; a URI keeps its options."""
     address, mark, options = storage.partition("?")
     return f"{address.rstrip('/')}/{name}{mark}{options}"
 
 
 def absolute(storage: str) -> str:
-    """The storage as processes that start in other folders find it: a path without its relation to this one's."""
+    """Returns the storage as processes that start in other folders find it: a path without its relation to this one's."""
     return storage if "://" in storage else str(Path(storage).absolute())
 
 
 def file_name(step: int) -> str:
-    """The file of the checkpoint after `step` outer steps."""
+    """Returns the file of the checkpoint after `step` outer steps."""
     return f"step-{step:09d}{SUFFIX}"
 
 

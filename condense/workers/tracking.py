@@ -109,7 +109,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def finite_metrics(values: Mapping[str, float], step: int) -> dict[str, float]:
-    """The metrics as floats.
+    """Returns the metrics as floats.
 
     Raises:
         NonFiniteError: naming the first metric that is infinite or not a number.

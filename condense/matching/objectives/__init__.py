@@ -36,10 +36,12 @@ class Objective(Protocol):
     fresh_network: bool  # whether every match step takes a network that was never trained
 
     def target(self, network: Learner, real: Tensor, classes: Tensor) -> Any:
-        """What to match, from normalised real images (C, B, channels, H, W) with labels `classes` (C,); no graph."""
+        """Returns what to match, from normalised real images (C, B, channels, H, W) with labels `classes` (C,); no
+        graph.
+        """
 
     def distances(self, network: Learner, target: Any, synthetic: Tensor, classes: Tensor) -> Tensor:
-        """Distances (C,) of normalised synthetic images (C, ipc, channels, H, W); differentiable in them.
+        """Returns distances (C,) of normalised synthetic images (C, ipc, channels, H, W); differentiable in them.
 
         classes: (C,) int64; where labels are soft, and the objective uses labels, (C, ipc, classes), differentiably.
         """
@@ -55,5 +57,5 @@ OBJECTIVES: dict[str, type[GradientMatching] | type[DistributionMatching]] = {
 
 
 def build_objective(name: str, *, distance: str | None, precision: torch.dtype) -> Objective:
-    """The objective called `name`."""
+    """Returns the objective called `name`."""
     return OBJECTIVES[name](distance=distance, precision=precision)

@@ -37,13 +37,14 @@ class Product(NamedTuple):
 
 
 def smaller_as_product(images: int, rows: int, columns: int) -> bool:
-    """Whether so many images' factors are less than half of a gradient (rows, columns)."""
+    """Returns whether so many images' factors are less than half of a gradient (rows, columns)."""
     return 2 * images * (rows + columns) < rows * columns
 
 
 @torch.no_grad()
 def convnet_gradients(network: ConvNet, images: Tensor, classes: Tensor) -> tuple[Tensor | Product, ...]:
-    """Gradients of each class's mean cross-entropy in the weights: (C, rows, columns) float32 each, in network order.
+    """Returns gradients of each class's mean cross-entropy in the weights: (C, rows, columns) float32 each, in network
+    order.
 
     Args:
         images: (C, n, channels, H, W), normalised, of the network's dtype, where `kernels.available`.

@@ -50,7 +50,9 @@ class DistributionMatching:
             return by_class if self.whole else by_class.mean(1)
 
     def distances(self, network: Learner, target: Tensor, synthetic: Tensor, classes: Tensor) -> Tensor:
-        """Distances (C,) of the synthetic images (C, ipc, channels, H, W) to the target; differentiable in them."""
+        """Returns distances (C,) of the synthetic images (C, ipc, channels, H, W) to the target; differentiable in
+        them.
+        """
         network, synthetic = in_precision(network, self.precision), in_precision(synthetic, self.precision)
         embedded = network.embed(synthetic.flatten(0, 1)).to(target.dtype).unflatten(0, synthetic.shape[:2])
         if self.whole:

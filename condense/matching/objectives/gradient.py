@@ -193,7 +193,7 @@ class GradientMatching:
         self.precision = precision
 
     def target(self, network: nn.Module, real: Tensor, classes: Tensor) -> ClassGradients:
-        """What the synthetic images are to match; nothing in it depends on them, and no graph is kept."""
+        """Returns what the synthetic images are to match; nothing in it depends on them, and no graph is kept."""
         return real_gradients(in_precision(network, self.precision), real, classes, self.precision)
 
     def __call__(self, network: nn.Module, real: Tensor, synthetic: Tensor, classes: Tensor) -> Tensor:
@@ -201,7 +201,8 @@ class GradientMatching:
         return self.distances(network, self.target(network, real, classes), synthetic, classes)
 
     def distances(self, network: nn.Module, target: ClassGradients, synthetic: Tensor, classes: Tensor) -> Tensor:
-        """Distances (C,) of the synthetic images (C, ipc, channels, H, W) to the target; differentiable in them.
+        """Returns distances (C,) of the synthetic images (C, ipc, channels, H, W) to the target; differentiable in
+        them.
 
         classes: (C,) int64, or soft labels (C, ipc, classes), in which the distances are differentiable too.
         """
