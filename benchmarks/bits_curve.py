@@ -23,17 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import finished, options, run_missing
+from benchmarks.harness import condense_alone, finished, options, quiet, run_missing, spread, table
 from condense.condensation import build as building
 from condense.condensation.config import RunConfig
-from condense.condensation.loop import condense
 from condense.matching.objectives import build_objective
 from condense.settings import resolve
-from condense.workers.checkpoints import NoCheckpoints
-from condense.workers.collective import Alone
-from condense.workers.context import Progress, WorkerContext
-from condense.workers.memory import keep_freed_memory
-from condense.workers.tracking import NullTracker
+from condense.workers.context import Progress
 
 KEYS = ("accuracy", "bits_per_dim", "png_bytes")
 
@@ -64,9 +59,9 @@ def one_run(config: RunConfig) -> dict[str, float | str]:
         if at.done == at.total or at.done % 20 == 0:
             print(f"  {at.stage} {at.done}/{at.total}", file=sys.stderr, flush=True)
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     started, cpu = time.perf_counter(), time.process_time()
-    facts = condense(config, WorkerContext(Alone(), NullTracker(), NoCheckpoints(), progress, device)).provenance
+    facts = condense_alone(config, progress, device=device).provenance
     return {
         "bits_weight": config.bits_weight,
         "seed": config.seed,
@@ -84,24 +79,16 @@ def one_run(config: RunConfig) -> dict[str, float | str]:
     }
 
 
-def table(rows: list[dict[str, float]]) -> str:
+def curve(rows: list[dict[str, float]]) -> str:
     """Markdown: mean and standard deviation over seeds for each weight."""
-    lines = [
-        "| bits_weight | seeds | test accuracy % | bits per dim | PNG bytes | CPU-s |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = []
     for weight in sorted({row["bits_weight"] for row in rows}):
         own = [row for row in rows if row["bits_weight"] == weight]
-        cells = []
-        for key, places in zip(KEYS, (2, 3, 0), strict=True):
-            values = [row[key] for row in own if row[key] is not None]
-            if not values:
-                cells.append("-")
-                continue
-            cells.append(f"{statistics.mean(values):.{places}f} ± {statistics.pstdev(values):.{places}f}")
+        found = [[row[key] for row in own if row[key] is not None] for key in KEYS]
+        cells = [spread(values, places) if values else "-" for values, places in zip(found, (2, 3, 0), strict=True)]
         seconds = statistics.mean(row["cpu_seconds"] for row in own)
-        lines.append(f"| {weight:g} | {len(own)} | {' | '.join(cells)} | {seconds:.0f} |")
-    return "\n".join(lines)
+        lines.append((f"{weight:g}", len(own), *cells, f"{seconds:.0f}"))
+    return table(("bits_weight", "seeds", "test accuracy %", "bits per dim", "PNG bytes", "CPU-s"), lines)
 
 
 def main() -> None:
@@ -110,7 +97,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="a run config, such as examples/fashion-mnist.yaml")
     parser.add_argument("--weights", type=float, nargs="+", required=True)
     arguments = parser.parse_args()
-    keep_freed_memory()
+    quiet()
     targets: dict[int, dict[int, Any]] = {}
 
     def measure(key: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +111,7 @@ def main() -> None:
 
     chosen = itertools.product(arguments.seeds, arguments.weights)
     run_missing(arguments.out, [{"bits_weight": weight, "seed": seed} for seed, weight in chosen], measure)
-    print(table(finished(arguments.out)))
+    print(curve(finished(arguments.out)))
 
 
 if __name__ == "__main__":

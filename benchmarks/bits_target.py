@@ -10,7 +10,7 @@ interrupted goes on from its last checkpoint (its CPU-seconds are those of the l
 table of what is there.
 
 What real images ask of a network does not depend on the weight where the network is not trained on the synthetic set
-(one match step, or matching.learner_training other than synthetic): all runs of a seed share it then, as in curve.py.
+(one match step, or matching.learner_training other than synthetic): all runs of a seed share it then, as in bits-curve.
 """
 
 from __future__ import annotations
@@ -24,20 +24,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from benchmarks.bits_curve import SharedTargets
-from benchmarks.harness import append, finished, options
+from benchmarks.harness import append, condense_alone, finished, options, quiet, spread, table
 from condense.condensation import build as building
 from condense.condensation.config import RunConfig
-from condense.condensation.loop import condense
 from condense.settings import resolve
 from condense.workers.checkpoints import LocalCheckpoints
-from condense.workers.collective import Alone
-from condense.workers.context import Progress, WorkerContext
-from condense.workers.memory import keep_freed_memory
-from condense.workers.tracking import NullTracker
+from condense.workers.context import Progress
 
 EXAMPLE = Path("examples/fashion-mnist.yaml")
 BESIDE = 1.25  # a fixed weight beside another: some 5 % of the bits away
@@ -64,7 +59,7 @@ def one_run(config: RunConfig) -> dict[str, Any]:
 
     started = time.process_time()
     keep = LocalCheckpoints(Path(tempfile.gettempdir()) / f"bits-target-{config.identity()}")
-    facts = condense(config, WorkerContext(Alone(), NullTracker(), keep, progress, torch.device("cpu"))).provenance
+    facts = condense_alone(config, progress, checkpoints=keep).provenance
     keep.path.unlink(missing_ok=True)
     return {
         "images_per_class": config.images_per_class,
@@ -106,12 +101,9 @@ def runs_of_seed(target: float, seed: int, overrides: list[str], results: Path) 
         row(f"bits_weight={weight * factor!r}")
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def comparison(rows: list[dict[str, Any]]) -> str:
     """Markdown: each run with a target beside the fixed weights around it, and the mean loss by images per class."""
-    lines = [
-        "| ipc | seed | target | ended at | attempts | accuracy % | fixed: bits, % | same bits % | lost |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines, verdicts = [], []
     lost: dict[tuple[int, float], list[float]] = {}
     fixed = [row for row in rows if row["bits_target"] is None]
     for row in sorted((r for r in rows if r["bits_target"]), key=lambda r: (r["images_per_class"], r["bits_target"])):
@@ -130,17 +122,16 @@ def table(rows: list[dict[str, Any]]) -> str:
         same = low["accuracy"] + part * (high["accuracy"] - low["accuracy"])
         lost.setdefault((ipc, target), []).append(same - row["accuracy"])
         beside = "; ".join(f"{other['bits_per_dim']:.3f}, {other['accuracy']:.2f}" for other in (low, high))
-        lines.append(
-            f"| {ipc} | {seed} | {target:g} | {bits:.3f} ({100 * (bits / target - 1):+.1f} %) | {len(row['attempts'])} "
-            f"| {row['accuracy']:.2f} ± {statistics.pstdev(row['accuracies']):.2f} | {beside} | {same:.2f} "
-            f"| {same - row['accuracy']:+.2f} |"
-        )
+        ended = f"{bits:.3f} ({100 * (bits / target - 1):+.1f} %)"
+        judged = (spread(row["accuracies"], 2), beside, f"{same:.2f}", f"{same - row['accuracy']:+.2f}")
+        lines.append((ipc, seed, f"{target:g}", ended, len(row["attempts"]), *judged))
     for (ipc, target), values in lost.items():
         error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
         mean = statistics.mean(values)
         verdict = "within" if mean <= MARGIN else "beyond"
-        lines.append(f"\nipc {ipc} at {target:g}: {mean:+.2f} ± {error:.2f} points lost ({verdict} {MARGIN})")
-    return "\n".join(lines)
+        verdicts.append(f"\nipc {ipc} at {target:g}: {mean:+.2f} ± {error:.2f} points lost ({verdict} {MARGIN})")
+    columns = ("ipc", "seed", "target", "ended at", "attempts", "test %", "fixed: bits, %", "same bits %", "lost")
+    return "\n".join([table(columns, lines), *verdicts])
 
 
 def main() -> None:
@@ -148,11 +139,11 @@ def main() -> None:
     parser = options(__doc__, out="bits-target.jsonl", seeds=True, settings=True)
     parser.add_argument("--target", type=float, nargs="*", default=[], help="bits per dim")
     arguments = parser.parse_args()
-    keep_freed_memory()
+    quiet()
     for seed in arguments.seeds:
         for target in arguments.target:
             runs_of_seed(target, seed, arguments.set, arguments.out)
-    print(table(finished(arguments.out)))
+    print(comparison(finished(arguments.out)))
 
 
 if __name__ == "__main__":

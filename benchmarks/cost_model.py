@@ -31,8 +31,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from benchmarks.gpu_launches import counted
-from benchmarks.harness import finished, options
-from benchmarks.workers import FULL, ROOT
+from benchmarks.harness import RESULTS, ROOT, finished, options, quiet, table
+from benchmarks.workers import FULL
 from condense.condensation.build import build_engine
 from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
@@ -42,7 +42,6 @@ from condense.matching.replica import CLASSES_AT_ONCE
 from condense.settings import resolve
 from condense.synthetic.synthetic_set import initial_set
 from condense.workers.collective import Alone, ProcessGroup
-from condense.workers.memory import keep_freed_memory
 from condense.workers.mesh import build_mesh, mesh_shape
 
 STEPS, EXCHANGES = 3, 200
@@ -72,8 +71,7 @@ def side_by_side(config: RunConfig, classes: int, clock: str, processes: int) ->
 def _start(clock: str) -> None:
     if clock == "cpu":
         time.perf_counter = time.process_time
-    keep_freed_memory()
-    torch.set_num_threads(1)
+    quiet()
 
 
 def exchange_seconds(numbers: int) -> float:
@@ -249,18 +247,19 @@ def gpus() -> None:
     for task, name in ((Task(), "published: batches of 256, 50 epochs"), (Task(batch=4096), "batches of 4096")):
         alone = step(task, gpu, 1)[0]
         print(f"\n{name}: {task.forward / 1e6:.0f} MFLOP forward, {task.parameters / 1e6:.2f} M parameters")
-        print("| GPUs | outer step, s | matching | training | of it exchange | 300 steps, h | efficiency |")
-        print("|---|---|---|---|---|---|---|")
+        lines = []
         for workers in (1, 8, 64, 512):
             total, matching, training, exchange = step(task, gpu, workers)
             cells = (total, matching, training, exchange, 300 * total / 3600, alone / total / workers)
-            print(f"| {workers} | {' | '.join(f'{cell:.2f}' for cell in cells)} |")
+            lines.append((workers, *(f"{cell:.2f}" for cell in cells)))
+        columns = ("GPUs", "outer step, s", "matching", "training", "of it exchange", "300 steps, h", "efficiency")
+        print(table(columns, lines))
 
 
 def main() -> None:
     parser = options(__doc__, settings=True)
     parser.add_argument("what", choices=["measured", "gpus"])
-    parser.add_argument("--rows", type=Path, default=ROOT / "benchmarks" / "results" / "service.jsonl")
+    parser.add_argument("--rows", type=Path, default=RESULTS / "service.jsonl")
     parser.add_argument(
         "--clock", choices=["wall", "cpu"], default="wall", help="cpu: of one process, on a busy machine"
     )

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness import RESULTS, append, child, finished, options
+from benchmarks.harness import RESULTS, append, child, finished, options, quiet
 from condense.data.normalisation import Normalisation
 from condense.learners.networks import NetworkConfig, build_network
 from condense.matching.config import MatchingConfig
@@ -30,7 +30,6 @@ from condense.matching.schedule import Schedule
 from condense.synthetic.config import ImagesConfig
 from condense.synthetic.synthetic_set import initial_set
 from condense.workers.collective import Alone
-from condense.workers.memory import keep_freed_memory
 from condense.workers.mesh import build_mesh
 
 SHAPES = {"mnist": (1, 28, 28), "cifar": (3, 32, 32)}
@@ -72,8 +71,7 @@ def engine(
 
 def time_ours(dataset: str, ipc: int, precision: str, repeats: int) -> dict[str, list[float]]:
     """CPU-seconds of match steps and inner epochs, after one of each that is not counted."""
-    torch.set_num_threads(1)
-    keep_freed_memory()
+    quiet()
     made = engine(SHAPES[dataset], ipc, precision=precision)
     matches, epochs = [], []
     for step in range(repeats + 1):

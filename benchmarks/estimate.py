@@ -22,14 +22,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import options, tell
+from benchmarks.harness import ROOT, child, options, tell
 from condense.condensation.calibration import Costs, measure_costs
 from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
 from condense.condensation.estimate import estimate, predicted
 from condense.settings import resolve, validate
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = ROOT / "examples"
 FEW = ("evaluation.learners=1", "evaluation.controls=false", "bits_weight=0", "evaluation.validation_images=500")
 CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "digits, quickstart": ("quickstart.yaml", ()),
@@ -102,9 +102,7 @@ def _watch(ended: threading.Event, peaks: list[float]) -> None:
 
 def costs_in_cpu_seconds(config: RunConfig) -> Costs:
     """The calibration of a process of one thread, in CPU-seconds."""
-    command = [sys.executable, "-m", "benchmarks.estimate", "--data", "-", "--costs", json.dumps(config.as_dict())]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=EXAMPLES.parent)
-    return Costs(**json.loads(done.stdout.splitlines()[-1]))
+    return Costs(**child("benchmarks.estimate", "--data", "-", "--costs", json.dumps(config.as_dict())))
 
 
 def main() -> None:

@@ -12,21 +12,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.harness import finished, options, quiet, tell
+from benchmarks.harness import ROOT, condense_alone, finished, options, quiet, table, tell
 from condense.condensation.config import RunConfig
-from condense.condensation.loop import condense
 from condense.settings import resolve
-from condense.workers.checkpoints import NoCheckpoints
-from condense.workers.collective import Alone
-from condense.workers.context import Progress, WorkerContext
+from condense.workers.context import Progress
 from condense.workers.tracking import RecordingTracker
 
-ROOT = Path(__file__).parents[1]
 STEPS, COUNTS = 60, (5, 20)
 TINY = ("outer_steps=20", "bits_weight=0", "data.image_size=16", "network.width=8", "matching.real_batch=8")
 
@@ -44,7 +37,7 @@ def measure(count: int, beside: bool, settings: tuple[str, ...]) -> dict[str, An
     own = (f"evaluation.every={config.outer_steps // count}", f"evaluation.beside={str(beside).lower()}")
     config = resolve(RunConfig, ROOT / "examples" / "quickstart.yaml", (*common, *own))
     tracker = RecordingTracker()
-    made = condense(config, WorkerContext(Alone(), tracker, NoCheckpoints(), progress, torch.device("cpu")))
+    made = condense_alone(config, progress, tracker=tracker)
     return {
         "evaluations": count,
         "beside": beside,
@@ -57,8 +50,7 @@ def measure(count: int, beside: bool, settings: tuple[str, ...]) -> dict[str, An
 
 def show(rows: list[dict[str, Any]]) -> None:
     """The medians and what they say."""
-    print("| evaluations | in the way, s | beside, s | ratio | whole run: ratio | same accuracies |")
-    print("|---|---|---|---|---|---|")
+    lines = []
     for count in sorted({row["evaluations"] for row in rows}):
         ways = [[row for row in rows if (row["evaluations"], row["beside"]) == (count, way)] for way in (False, True)]
         took, whole = (
@@ -66,7 +58,8 @@ def show(rows: list[dict[str, Any]]) -> None:
         )
         same = len({tuple(row["accuracies"]) for way in ways for row in way}) == 1
         numbers = (f"{took[0]:.1f}", f"{took[1]:.1f}", f"{took[1] / took[0]:.2f}", f"{whole[1] / whole[0]:.2f}")
-        print(f"| {count} | {' | '.join(numbers)} | {'yes' if same else 'no'} |")
+        lines.append((count, *numbers, "yes" if same else "no"))
+    print(table(("evaluations", "in training, s", "beside, s", "ratio", "whole run: ratio", "same accuracies"), lines))
 
 
 def main() -> None:

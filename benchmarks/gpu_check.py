@@ -22,19 +22,14 @@ import torch
 
 from benchmarks.engine import SHAPES, engine
 from benchmarks.gpu_launches import counted
+from benchmarks.harness import ROOT, condense_alone
 from condense.condensation.config import RunConfig
-from condense.condensation.loop import condense
 from condense.errors import ConfigError
 from condense.learners.networks import NetworkConfig
 from condense.settings import resolve
-from condense.workers.checkpoints import NoCheckpoints
-from condense.workers.collective import Alone
-from condense.workers.context import Progress, WorkerContext
+from condense.workers.context import Progress
 from condense.workers.devices import local_device
 from condense.workers.memory import keep_freed_memory
-from condense.workers.tracking import NullTracker
-
-ROOT = Path(__file__).parents[1]
 
 # (example, file of FOLDER, overrides). Steps were not tried on a GPU: shorten them where the time is up too early.
 RUNS = (
@@ -95,8 +90,7 @@ def provenance(
     source = () if file is None else (f"source=parquet:{file}",)
     small = TINY if tiny else (() if file else ("source=digits",))
     config = resolve(RunConfig, ROOT / "examples" / f"{example}.yaml", (*overrides, *EVALUATION, *source, *small))
-    context = WorkerContext(Alone(), NullTracker(), NoCheckpoints(), progress, torch.device(device))
-    return condense(config, context).provenance
+    return condense_alone(config, progress, device=device).provenance
 
 
 def run(example: str, file: Path | None, overrides: Sequence[str], device: str, *, tiny: bool) -> tuple[str, str]:

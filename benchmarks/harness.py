@@ -5,19 +5,31 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from condense.condensation.config import RunConfig
+from condense.condensation.loop import condense
 from condense.condensation.provenance import git_revision
+from condense.synthetic.dataset import CondensedDataset
+from condense.workers.checkpoints import LocalCheckpoints, NoCheckpoints
+from condense.workers.collective import Alone
+from condense.workers.context import Progress, WorkerContext
 from condense.workers.memory import keep_freed_memory
+from condense.workers.tracking import NullTracker, Tracker
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+_last = [time.perf_counter()]  # when the last row was added, or this process began
 
 
 def options(
@@ -68,10 +80,12 @@ def finished(results: Path) -> list[dict[str, Any]]:
 
 
 def append(results: Path, row: dict[str, Any]) -> None:
-    """Adds a row, with the benchmark, the command, the machine and the revision of the code that made it."""
+    """Adds a row, with where it comes from and the wall seconds since the row before it."""
     results.parent.mkdir(parents=True, exist_ok=True)
+    now, before = time.perf_counter(), _last[0]
+    _last[0] = now
     with results.open("a") as file:
-        file.write(json.dumps(origin() | row) + "\n")
+        file.write(json.dumps(origin() | {"seconds": round(now - before, 2)} | row) + "\n")
 
 
 def tell(results: Path | None, row: dict[str, Any]) -> None:
@@ -100,7 +114,32 @@ def run_missing(
 def child(module: str, *arguments: object) -> Any:
     """What a benchmark prints last, as JSON, when it runs in a process of its own."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def condense_alone(
+    config: RunConfig,
+    progress: Callable[[Progress], None] = lambda at: None,
+    *,
+    tracker: Tracker | None = None,
+    checkpoints: LocalCheckpoints | None = None,
+    device: str = "cpu",
+) -> CondensedDataset:
+    """Condenses in this process; keeps neither checkpoints nor metrics unless told to."""
+    kept = checkpoints or NoCheckpoints()
+    return condense(config, WorkerContext(Alone(), tracker or NullTracker(), kept, progress, torch.device(device)))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+
+
+def spread(values: Sequence[float], places: int = 1, *, sign: str = "-") -> str:
+    """Mean and standard deviation; with sign="+" a positive mean has its sign too."""
+    return f"{statistics.mean(values):{sign}.{places}f} ± {statistics.pstdev(values):.{places}f}"
 
 
 @cache

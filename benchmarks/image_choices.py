@@ -10,16 +10,14 @@ have as many times fewer steps. What is in FILE is not repeated.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.bits_curve import one_run
-from benchmarks.harness import finished, options, run_missing
+from benchmarks.harness import finished, options, quiet, run_missing, spread, table
 from benchmarks.objectives import settings
 from condense.condensation.config import RunConfig
 from condense.settings import resolve
-from condense.workers.memory import keep_freed_memory
 
 BITS = "bits_weight=10"
 EVERY_TWO = "evaluation.every=2"
@@ -87,21 +85,15 @@ SETS: dict[str, tuple[str, int, str, dict[str, list[str]]]] = {
 }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def comparison(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: means and standard deviations over seeds."""
-    lines = [
-        "| | | seeds | test % | bits per dim | outer steps | CPU-s in all |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = []
     for name, choice in dict.fromkeys((row["set"], row["choice"]) for row in rows):
         own = [row for row in rows if (row["set"], row["choice"]) == (name, choice)]
-        cells = [
-            f"{statistics.mean(values):.{places}f} ± {statistics.pstdev(values):.{places}f}"
-            for key, places in (("accuracy", 1), ("bits_per_dim", 2), ("outer_steps", 0), ("cpu_seconds", 0))
-            if (values := [row[key] for row in own])
-        ]
-        lines.append(f"| {name} | {choice} | {len(own)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        kinds = (("accuracy", 1), ("bits_per_dim", 2), ("outer_steps", 0), ("cpu_seconds", 0))
+        cells = [spread([row[key] for row in own], places) for key, places in kinds]
+        lines.append((name, choice, len(own), *cells))
+    return table(("", "", "seeds", "test %", "bits per dim", "outer steps", "CPU-s in all"), lines)
 
 
 def main() -> None:
@@ -109,7 +101,7 @@ def main() -> None:
     parser = options(__doc__, out="choices.jsonl", data=True, seeds=True)
     parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS))
     arguments = parser.parse_args()
-    keep_freed_memory()
+    quiet()
     keys = [
         {"set": name, "choice": choice, "seed": seed}
         for name in arguments.sets
@@ -123,7 +115,7 @@ def main() -> None:
         return one_run(resolve(RunConfig, None, own))
 
     run_missing(arguments.out, keys, measure)
-    print(table(finished(arguments.out)))
+    print(comparison(finished(arguments.out)))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,14 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.harness import options, tell
+from benchmarks.harness import child, options, quiet, tell
 from condense.data.config import DataConfig
 from condense.data.decoding import encode_png
 from condense.data.normalisation import normalisation_of
 from condense.data.slices import HeldOut, load_held_out, load_slice, source_digest
 from condense.data.sources import open_source
 from condense.workers.collective import Alone
-from condense.workers.memory import keep_freed_memory
 from condense.workers.mesh import build_mesh
 
 LAYOUTS = ("sorted", "shuffled", "one group")
@@ -65,8 +62,7 @@ def _write(path: Path, labels: np.ndarray[Any, Any], pictures: Any, *, group: in
 
 def read(path: Path, limit_mib: int) -> dict[str, Any]:
     """In a process of its own: what reading the last classes of the file takes."""
-    keep_freed_memory()
-    torch.set_num_threads(1)
+    quiet()
     Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
     before, data, bytes_before = _status("VmRSS"), _status("VmData"), _bytes_read()
     resource.setrlimit(resource.RLIMIT_DATA, ((data + limit_mib) * MIB,) * 2)
@@ -104,11 +100,7 @@ def _bytes_read() -> int:
 
 def in_child(path: Path, limit_mib: int) -> dict[str, Any]:
     """`read` in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.ingest", "read", "--file", str(path), "--limit-mib", str(limit_mib)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = child("benchmarks.ingest", "read", "--file", path, "--limit-mib", limit_mib)
     return found
 
 

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bits_curve import one_run
-from benchmarks.harness import finished, options, run_missing
+from benchmarks.harness import finished, options, quiet, run_missing, table
 from condense.condensation.config import RunConfig
 from condense.settings import resolve
-from condense.workers.memory import keep_freed_memory
 
 FILES = {"fashion": "fashion_mnist_train.parquet", "cifar": "cifar10_train.parquet"}
 JUDGED = [
@@ -100,10 +99,7 @@ def accuracy_at(points: Sequence[Point], bits: float) -> float | None:
 
 def tables(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown of all that is there."""
-    lines = [
-        "| | ipc | objective | seeds | bits_weight: test %, bits per dim | bits saved at a point lost | CPU-s a run |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines: list[Sequence[object]] = []
     whole: dict[str, dict[tuple[int, str], list[Point]]] = {}
     for dataset, ipc, objective in sorted({(row["dataset"], row["ipc"], row["objective"]) for row in rows}):
         own = [row for row in rows if (row["dataset"], row["ipc"], row["objective"]) == (dataset, ipc, objective)]
@@ -117,10 +113,10 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
         share = "less lost" if at is None else f"{1 - at / points[0][0]:.0%}"
         seeds = min(len(of_seeds) for _, of_seeds, _ in found)
         seconds = statistics.mean(row["cpu_seconds"] for row in own)
-        lines.append(f"| {dataset} | {ipc} | {objective} | {seeds} | {'; '.join(cells)} | {share} | {seconds:.0f} |")
+        lines.append((dataset, ipc, objective, seeds, "; ".join(cells), share, f"{seconds:.0f}"))
         scaled = [(bits * own[0]["dims"] / 1000, accuracy) for bits, accuracy in points]
         whole.setdefault(dataset, {})[ipc, objective] = scaled
-    equal = ["", "| | objective | kilobits of the whole set | test % by images per class |", "|---|---|---|---|"]
+    equal: list[Sequence[object]] = []
     for dataset, curves in whole.items():
         for objective in sorted({objective for _, objective in curves}):
             of_ipc = {ipc: points for (ipc, name), points in curves.items() if name == objective}
@@ -128,8 +124,18 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
                 bought = [(ipc, accuracy_at(points, kilobits)) for ipc, points in sorted(of_ipc.items())]
                 cells = [f"{ipc}: {accuracy:.1f}" for ipc, accuracy in bought if accuracy is not None]
                 if len(cells) > 1:
-                    equal.append(f"| {dataset} | {objective} | {kilobits} | {', '.join(cells)} |")
-    return "\n".join([*lines, *equal])
+                    equal.append((dataset, objective, kilobits, ", ".join(cells)))
+    columns = (
+        "",
+        "ipc",
+        "objective",
+        "seeds",
+        "bits_weight: test %, bits per dim",
+        "bits saved at a point lost",
+        "CPU-s",
+    )
+    beside = ("", "objective", "kilobits of the whole set", "test % by images per class")
+    return f"{table(columns, lines)}\n\n{table(beside, equal)}"
 
 
 def main() -> None:
@@ -138,7 +144,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="*", default=[], metavar="DATASET:IPC")
     parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=list(OBJECTIVES))
     arguments = parser.parse_args()
-    keep_freed_memory()
+    quiet()
     keys = []
     for seed, of_set, objective in itertools.product(arguments.seeds, arguments.sets, arguments.objectives):
         dataset, ipc = of_set.split(":")

@@ -26,15 +26,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.harness import options
+from benchmarks.harness import condense_alone, options
 from condense.condensation import loop as condensation
 from condense.condensation.config import RunConfig
-from condense.workers.checkpoints import NoCheckpoints
-from condense.workers.collective import Alone
-from condense.workers.context import WorkerContext
-from condense.workers.tracking import NullTracker
 from tuning.journal import CONFIG, EVENTS, Journal, Trial, apply_
 from tuning.score import Point, front, hypervolume
 from tuning.space import Domain, EarlyStopping, SearchConfig, resolve_search
@@ -89,8 +83,7 @@ def bare_trial(number: int, values: dict[str, Any], report: Report) -> dict[str,
     before = time.process_time()
     config = RunConfig.model_validate(values)
     condensation.REAL_BITS_IMAGES = 20  # bits of real images are no part of what is compared
-    context = WorkerContext(Alone(), NullTracker(), NoCheckpoints(), lambda at: None, torch.device("cpu"))
-    facts = condensation.condense(config, context).provenance
+    facts = condense_alone(config).provenance
     found = {"accuracy": facts["validation"]["accuracy_mean"], "bits": facts["bits"]["per_set"]}
     return {**found, "cpu_seconds": time.process_time() - before}
 

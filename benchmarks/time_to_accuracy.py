@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import finished, options, run_missing
+from benchmarks.harness import child, finished, options, run_missing, spread, table
 from benchmarks.reference import dc
 from condense.condensation.build import build_engine, build_evaluator, build_images
 from condense.condensation.checks import open_checked
@@ -99,20 +97,14 @@ def ours(task: Task, steps: int) -> dict[str, Any]:
 
 def alone(arguments: argparse.Namespace, method: str, steps: int, seed: int) -> dict[str, Any]:
     """One run in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.time_to_accuracy", "--method", method]
-    command += ["--steps", str(steps), "--ipc", str(arguments.ipc), "--source", arguments.source]
-    command += ["--seeds", str(seed), "--set", *arguments.set]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    own = ("--steps", steps, "--ipc", arguments.ipc, "--source", arguments.source, "--seeds", seed)
+    found: dict[str, Any] = child("benchmarks.time_to_accuracy", "--method", method, *own, "--set", *arguments.set)
     return found
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def comparison(rows: list[dict[str, Any]]) -> str:
     """Markdown: for each dataset and images per class, the reference and every number of steps of ours."""
-    lines = [
-        "| | ipc | outer steps | CPU-seconds | validation % | as accurate as the reference |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines: list[tuple[object, ...]] = []
     for source, ipc in sorted({(row["source"], row["ipc"]) for row in rows}):
         own = [row for row in rows if (row["source"], row["ipc"]) == (source, ipc)]
         goals = {row["seed"]: row for row in own if row["method"] == "reference"}
@@ -122,11 +114,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             spent = statistics.mean(row["cpu_seconds"] for row in these)
             reached = sum(row["accuracy"] >= goals[row["seed"]]["accuracy"] for row in these if row["seed"] in goals)
             name = Path(source).stem + (", reference" if method == "reference" else "")
-            lines.append(
-                f"| {name} | {ipc} | {steps} | {spent:.1f} "
-                f"| {statistics.mean(accuracies):.2f} ± {statistics.pstdev(accuracies):.2f} "
-                f"| {'' if method == 'reference' else f'{reached} of {len(these)}'} |"
-            )
+            as_accurate = "" if method == "reference" else f"{reached} of {len(these)}"
+            lines.append((name, ipc, steps, f"{spent:.1f}", spread(accuracies, 2), as_accurate))
         ratios = []
         for seed, goal in goals.items():
             reaching = [
@@ -137,8 +126,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             ratios += [goal["cpu_seconds"] / min(reaching)] if reaching else []
         if ratios:
             told = ", ".join(f"{ratio:.0f}" for ratio in ratios)
-            lines.append(f"| {Path(source).stem} | {ipc} | | | | **{told} times fewer CPU-seconds** by seed |")
-    return "\n".join(lines)
+            lines.append((Path(source).stem, ipc, "", "", "", f"**{told} times fewer CPU-seconds** by seed"))
+    return table(("", "ipc", "outer steps", "CPU-seconds", "validation %", "as accurate as the reference"), lines)
 
 
 def main() -> None:
@@ -162,7 +151,7 @@ def main() -> None:
         common | {"seed": seed, "method": method, "steps": steps} for seed in arguments.seeds for method, steps in ways
     ]
     run_missing(arguments.out, keys, lambda key: alone(arguments, key["method"], key["steps"], key["seed"]))
-    print(table(finished(arguments.out)))
+    print(comparison(finished(arguments.out)))
 
 
 if __name__ == "__main__":

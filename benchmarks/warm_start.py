@@ -17,18 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.harness import append, finished, options
+from benchmarks.harness import append, condense_alone, finished, options, quiet, spread, table
 from condense.condensation.config import RunConfig
-from condense.condensation.loop import condense
 from condense.settings import resolve
 from condense.synthetic.dataset import CondensedDataset, write_dataset
-from condense.workers.checkpoints import NoCheckpoints
-from condense.workers.collective import Alone
-from condense.workers.context import WorkerContext
-from condense.workers.memory import keep_freed_memory
-from condense.workers.tracking import NullTracker
 
 EXAMPLE = Path("examples/fashion-mnist.yaml")
 PAIRS = ((10.0, 20.0), (40.0, 10.0))  # bits_weight of the start, and of the run
@@ -61,8 +53,7 @@ def runs_of_seed(seed: int, overrides: list[str], results: Path) -> None:
         config = resolve(RunConfig, EXAMPLE, [*overrides, *own])
         config = resolve(RunConfig, EXAMPLE, [*overrides, *own, f"evaluation.every={config.outer_steps}"])
         started = time.process_time()
-        context = WorkerContext(Alone(), NullTracker(), NoCheckpoints(), lambda at: None, torch.device("cpu"))
-        made = condense(config, context)
+        made = condense_alone(config)
         if values["start"] is None:
             write_dataset(sets / f"{values['bits_weight']}.parquet", made)
         append(results, row_of(made, values, time.process_time() - started))
@@ -90,13 +81,10 @@ def runs_of_seed(seed: int, overrides: list[str], results: Path) -> None:
         )
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def comparison(rows: list[dict[str, Any]]) -> str:
     """Markdown: differences to the cold run of the same weight and seed, mean and deviation over seeds."""
     cold = {(row["seed"], row["bits_weight"]): row for row in rows if row["start"] is None}
-    lines = [
-        "| from, to | steps, rate | accuracy, points | bits | cold: accuracy, bits per dim |",
-        "|---|---|---|---|---|",
-    ]
+    lines = []
     for (start, weight), (steps, rate) in itertools.product(PAIRS, RULES):
         wanted = (start, weight, steps, rate)
         own = [row for row in rows if (row["start"], row["bits_weight"], row["steps"], row["rate"]) == wanted]
@@ -107,21 +95,18 @@ def table(rows: list[dict[str, Any]]) -> str:
         points = [row["accuracy"] - other["accuracy"] for row, other in zip(own, beside, strict=True)]
         bits = [100 * (row["bits_per_dim"] / other["bits_per_dim"] - 1) for row, other in zip(own, beside, strict=True)]
         means = [statistics.mean(other[key] for other in beside) for key in ("accuracy", "bits_per_dim")]
-        lines.append(
-            f"| {start:g}, {weight:g} | {steps:g}, {rate:g} "
-            f"| {statistics.mean(points):+.1f} ± {statistics.pstdev(points):.1f} "
-            f"| {statistics.mean(bits):+.1f} ± {statistics.pstdev(bits):.1f} % | {means[0]:.1f} %, {means[1]:.2f} |"
-        )
-    return "\n".join(lines)
+        shown = (spread(points, sign="+"), f"{spread(bits, sign='+')} %", f"{means[0]:.1f} %, {means[1]:.2f}")
+        lines.append((f"{start:g}, {weight:g}", f"{steps:g}, {rate:g}", *shown))
+    return table(("from, to", "steps, rate", "accuracy, points", "bits", "cold: accuracy, bits per dim"), lines)
 
 
 def main() -> None:
     """Reads the arguments, runs what is missing, prints the table."""
     arguments = options(__doc__, out="warm-start.jsonl", seeds=True, settings=True).parse_args()
-    keep_freed_memory()
+    quiet()
     for seed in arguments.seeds:
         runs_of_seed(seed, arguments.set, arguments.out)
-    print(table(finished(arguments.out)))
+    print(comparison(finished(arguments.out)))
 
 
 if __name__ == "__main__":

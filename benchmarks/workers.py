@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import finished, options, tell
+from benchmarks.harness import ROOT, finished, options, tell
 from cluster.trainer import train
 from condense.condensation.config import RunConfig
 from condense.condensation.in_process import condense_here
@@ -32,7 +32,6 @@ from condense.settings import resolve
 from condense.workers.context import Progress
 from condense.workers.tracking import NullTracker
 
-ROOT = Path(__file__).parents[1]
 # The published schedule at ten images per class has 50 inner epochs: with 10, matching and training take about as long.
 FULL = (
     "images_per_class=10",

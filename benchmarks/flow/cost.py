@@ -32,13 +32,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.flow import published
-from benchmarks.harness import options
+from benchmarks.harness import options, quiet
 from condense.errors import FlowError
 from condense.flow.bits import bits_per_dim
 from condense.flow.precision import at_precision
 from condense.flow.store import load_flow, shipped_flows
 from condense.pixels import to_float
-from condense.workers.memory import keep_freed_memory
 
 BATCH = 50
 STEPS = 8  # of normflows' Glow of as many parameters, whose width is then what makes them as many
@@ -70,9 +69,8 @@ def main() -> None:
     parser.add_argument("--flows", nargs="+", metavar="FLOW", help="default: the shipped ones")
     parser.add_argument("--repeats", type=int, default=5, help="rounds, in each of which all take turns")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    quiet()
     warnings.filterwarnings("ignore", message="torch.lu")  # normflows calls it
-    keep_freed_memory()
     text = [f"# Cost\n\n    OMP_NUM_THREADS=1 python -m benchmarks flow-cost --repeats {arguments.repeats}"]
     for name in arguments.flows or shipped_flows():
         text.append(report(name, arguments.repeats))
