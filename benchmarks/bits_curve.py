@@ -95,7 +95,7 @@ def main() -> None:
     """Reads the arguments, runs what is missing, prints the table."""
     parser = options(__doc__, out="fashion-mnist-ipc1.jsonl", seeds=True, settings=True)
     parser.add_argument("--config", type=Path, required=True, help="a run config, such as examples/fashion-mnist.yaml")
-    parser.add_argument("--weights", type=float, nargs="+", required=True)
+    parser.add_argument("--weights", type=float, nargs="+", required=True, help="values of bits_weight")
     arguments = parser.parse_args()
     quiet()
     targets: dict[int, dict[int, Any]] = {}

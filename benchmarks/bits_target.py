@@ -137,7 +137,9 @@ def comparison(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Reads the arguments, runs what is missing, prints the table."""
     parser = options(__doc__, out="bits-target.jsonl", seeds=True, settings=True)
-    parser.add_argument("--target", type=float, nargs="*", default=[], help="bits per dim")
+    parser.add_argument(
+        "--target", type=float, nargs="*", default=[], help="bits per dim; without it the table is printed"
+    )
     arguments = parser.parse_args()
     quiet()
     for seed in arguments.seeds:

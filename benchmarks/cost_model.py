@@ -257,7 +257,7 @@ def gpus() -> None:
 
 
 def main() -> None:
-    parser = options(__doc__, settings=True)
+    parser = options(__doc__, rows=False, settings=True)
     parser.add_argument("what", choices=["measured", "gpus"])
     parser.add_argument("--rows", type=Path, default=RESULTS / "service.jsonl")
     parser.add_argument(

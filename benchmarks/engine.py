@@ -12,6 +12,7 @@ on generated images of a tiny network, and prints what the process's memory grew
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import statistics
@@ -180,16 +181,21 @@ def memory(out: Path, counts: list[int], ipcs: list[int]) -> None:
 
 def main() -> None:
     """Reads the arguments; `one` and `grown` are the processes that the others start."""
-    parser = options(__doc__)
-    parser.add_argument("what", choices=["speed", "memory", "one", "grown"])
-    parser.add_argument("--datasets", nargs="+", default=list(SHAPES), choices=list(SHAPES))
-    parser.add_argument("--ipcs", type=int, nargs="+", default=[1, 10])
-    parser.add_argument("--counts", type=int, nargs="+", default=[10, 100, 300, 1000])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--dataset", default="mnist")
-    parser.add_argument("--ipc", type=int, default=1)
-    parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--precision", default="float32")
+    parser = options(__doc__, rows=False)
+    parser.add_argument(
+        "--out", type=Path, help=f"file that rows are added to (default: {RESULTS.name}/engine-WHAT.jsonl)"
+    )
+    parser.add_argument("what", choices=["speed", "memory", "one", "grown"], help="one, grown: what these start")
+    parser.add_argument("--datasets", nargs="+", default=list(SHAPES), choices=list(SHAPES), help="of speed")
+    parser.add_argument("--ipcs", type=int, nargs="+", default=[1, 10], help="images per class")
+    parser.add_argument(
+        "--counts", type=int, nargs="+", default=[10, 100, 300, 1000], help="numbers of classes, of memory"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of speed, in each of which all ways take turns")
+    parser.add_argument("--dataset", default="mnist", help=argparse.SUPPRESS)
+    parser.add_argument("--ipc", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--classes", type=int, default=10, help=argparse.SUPPRESS)
+    parser.add_argument("--precision", default="float32", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     match arguments.what:
         case "speed":

@@ -107,9 +107,9 @@ def costs_in_cpu_seconds(config: RunConfig) -> Costs:
 
 def main() -> None:
     parser = options(__doc__, data=True)
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
-    parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--cases", nargs="*", default=list(CASES))
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: on a busy machine")
+    parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2], help="numbers of workers")
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES), help="default: all")
     parser.add_argument("--costs", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.costs:

@@ -110,11 +110,11 @@ def run(example: str, file: Path | None, overrides: Sequence[str], device: str, 
 def main() -> int:
     """Reads the arguments, runs the parts while there is time; exit code 1 where the tests failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("gpu-check.md"))
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("gpu-check.md"), help="the table that it writes")
+    parser.add_argument("--data", type=Path, help="folder of Parquet files; without it digits")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--minutes", type=float, default=18)
-    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--minutes", type=float, default=18, help="no part starts after them")
+    parser.add_argument("--tiny", action="store_true", help="only try whether it works")
     arguments = parser.parse_args()
     try:
         local_device(1 if arguments.device == "cuda" else 0)

@@ -78,7 +78,7 @@ def counted(
 
 
 def main() -> None:
-    options(__doc__).parse_args()
+    options(__doc__, rows=False).parse_args()
     print("| objective | precision | network | target | image update | learner's step |")
     print("|---|---|---|---|---|---|")
     for objective in ("gradient", "distribution"):

@@ -35,6 +35,7 @@ _last = [time.perf_counter()]  # when the last row was added, or this process be
 def options(
     about: str | None,
     *,
+    rows: bool = True,
     out: str | None = None,
     data: bool = False,
     seeds: bool = False,
@@ -45,6 +46,7 @@ def options(
 
     Args:
         about: its module's docstring.
+        rows: whether it writes rows at all.
         out: name of its file of rows in results/; None writes rows only where --out is given.
         data: whether it reads a folder of Parquet files ({cifar10,fashion_mnist,mnist}_{train,test}.parquet).
         seeds: whether it is repeated for several seeds.
@@ -54,7 +56,9 @@ def options(
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = None if out is None else RESULTS / out
-    parser.add_argument("--out", type=Path, default=default, help=f"file that rows are added to (default: {default})")
+    if rows:
+        told = "none" if default is None else default.relative_to(ROOT)
+        parser.add_argument("--out", type=Path, default=default, help=f"file that rows are added to (default: {told})")
     if data:
         parser.add_argument("--data", type=Path, required=True, help="folder of Parquet files")
     if seeds:

@@ -99,7 +99,7 @@ def comparison(rows: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     """Reads the arguments, runs what is missing, prints the table."""
     parser = options(__doc__, out="choices.jsonl", data=True, seeds=True)
-    parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS), help="default: all")
     arguments = parser.parse_args()
     quiet()
     keys = [

@@ -117,10 +117,10 @@ def measured(gigabytes: list[float], limit_mib: int) -> Iterator[dict[str, Any]]
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("what", choices=["all", "read"])
-    parser.add_argument("--file", type=Path)
-    parser.add_argument("--limit-mib", type=int, default=400)
-    parser.add_argument("--gigabytes", type=float, nargs="+", default=[0.25, 0.5, 1, 2])
+    parser.add_argument("what", choices=["all", "read"], help="read: one file, in this process")
+    parser.add_argument("--file", type=Path, help="of read")
+    parser.add_argument("--limit-mib", type=int, default=400, help="beyond the imports")
+    parser.add_argument("--gigabytes", type=float, nargs="+", default=[0.25, 0.5, 1, 2], help="sizes of files")
     arguments = parser.parse_args()
     if arguments.what == "read":
         print(json.dumps(read(arguments.file, arguments.limit_mib)))

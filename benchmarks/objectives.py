@@ -141,8 +141,10 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     """Reads the arguments, runs what is missing, prints the tables."""
     parser = options(__doc__, out="objectives.jsonl", data=True, seeds=True)
-    parser.add_argument("--sets", nargs="*", default=[], metavar="DATASET:IPC")
-    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=list(OBJECTIVES))
+    parser.add_argument("--sets", nargs="*", default=[], metavar="DATASET:IPC", help="fashion:1, cifar:10, ...")
+    parser.add_argument(
+        "--objectives", nargs="+", default=list(OBJECTIVES), choices=list(OBJECTIVES), help="default: all"
+    )
     arguments = parser.parse_args()
     quiet()
     keys = []

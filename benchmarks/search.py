@@ -230,7 +230,7 @@ def _resident_mib() -> float:
 def main() -> None:
     """Reads the arguments."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    parser = options(__doc__)
+    parser = options(__doc__, rows=False)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("overhead").add_argument("--trials", type=int, default=200)
     commands.add_parser("read").add_argument("folders", type=Path, nargs="+")

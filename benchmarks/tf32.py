@@ -98,7 +98,7 @@ def of_images(objective: str) -> str:
 
 def main() -> None:
     """Reads the arguments, prints the table."""
-    parser = options(__doc__, data=True)
+    parser = options(__doc__, rows=False, data=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     kernels.load_library = lambda: None  # PyTorch's convolutions, which a GPU would compute

@@ -133,10 +133,10 @@ def comparison(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Reads the arguments, runs what is missing, prints the table; with --method one run alone."""
     parser = options(__doc__, out="time-to-accuracy.jsonl", seeds=True, settings=True)
-    parser.add_argument("--source", default="fashion-mnist")
-    parser.add_argument("--ipc", type=int, default=1)
+    parser.add_argument("--source", default="fashion-mnist", help="a source of `condense run`")
+    parser.add_argument("--ipc", type=int, default=1, help="images per class")
     parser.add_argument("--reference", type=int, default=20, help="outer steps of the reference")
-    parser.add_argument("--steps", type=int, nargs="*", default=[])
+    parser.add_argument("--steps", type=int, nargs="*", default=[], help="outer steps of ours, a run each")
     parser.add_argument("--method", choices=["reference", "ours"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.method:

@@ -5,7 +5,7 @@
 For each flow (default: the shipped ones), log-likelihood of 50 images and its gradient to them, one thread, in one
 interleaved run with normflows' Glow (Stimper et al. 2023) of the same size and the published Glow (K = 6, hidden 512).
 Times are CPU-seconds, the least of the rounds: others work on the same machine. Prints Markdown and writes it to
-cost.md beside this file.
+`--out`.
 
 The floor: multiplications and additions (counted from the operations that PyTorch dispatches) at the rate of this
 machine's best matrix product or convolution, measured in the same run; and the bytes that all other operations read and
@@ -65,7 +65,8 @@ class Operations(TorchDispatchMode):
 
 
 def main() -> None:
-    parser = options(__doc__)
+    parser = options(__doc__, rows=False)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("cost.md"), help="the page that it writes")
     parser.add_argument("--flows", nargs="+", metavar="FLOW", help="default: the shipped ones")
     parser.add_argument("--repeats", type=int, default=5, help="rounds, in each of which all take turns")
     arguments = parser.parse_args()
@@ -75,7 +76,7 @@ def main() -> None:
     for name in arguments.flows or shipped_flows():
         text.append(report(name, arguments.repeats))
         print(text[-1], flush=True)
-    (Path(__file__).parent / "cost.md").write_text("\n\n".join(text) + "\n")
+    arguments.out.write_text("\n\n".join(text) + "\n")
 
 
 def report(name: str, rounds: int) -> str:

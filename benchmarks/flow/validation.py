@@ -4,7 +4,7 @@
 
 FOLDER holds {mnist,fashion_mnist,cifar10}_{train,test}.parquet and cinic10_natural.parquet. `--second` holds a flow
 of each name that was trained independently (another seed, another architecture): without it, what needs it is left out.
-Six sets are condensed with each flow and kept in `--work`. Writes validation.md and validation.png beside this file,
+Six sets are condensed with each flow and kept in `--work`. Writes validation.md and validation.png to `--out`,
 and exits with 1 where kinds of images are out of order or blur does not lower the bits. About five CPU-minutes.
 """
 
@@ -65,9 +65,10 @@ class Yardstick:
 
 
 def main() -> int:
-    parser = options(__doc__, data=True)
+    parser = options(__doc__, rows=False, data=True)
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of validation.md and validation.png")
     parser.add_argument("--flows", nargs="+", metavar="FLOW", help="default: the shipped ones")
-    parser.add_argument("--second", type=Path)
+    parser.add_argument("--second", type=Path, help="folder of independently trained flows of the same names")
     parser.add_argument("--work", type=Path, default=Path("validation-work"), help="condensed sets, made once")
     parser.add_argument("--images", type=int, default=100, help="of each source")
     arguments = parser.parse_args()
@@ -86,8 +87,8 @@ def main() -> int:
         figures[yardstick.name] = figure
         held += [(f"{yardstick.name}: {what}", holds) for what, holds in yardstick.held]
     body = "\n\n".join(["# Validation of the measure", made.COMMAND, *text]) + "\n"
-    (HERE / "validation.md").write_text(body)
-    made.draw(figures, HERE / "validation.png")
+    (arguments.out / "validation.md").write_text(body)
+    made.draw(figures, arguments.out / "validation.png")
     print(body)
     failed = [what for what, holds in held if not holds]
     print(f"{len(held)} claims, {len(failed)} do not hold" + "".join(f"\n- {what}" for what in failed))
