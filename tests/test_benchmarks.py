@@ -85,6 +85,15 @@ def test_quoted_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) ->
         module.main()
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"(?:examples|benchmarks|condense|tests)/[\w/-]+\.(?:yaml|py|c|jsonl)", text):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / name).exists(), name
+
+
 def test_rows_that_pages_name_exist() -> None:
     table = (FOLDER / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([\w-]+\.jsonl)`", table))
