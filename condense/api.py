@@ -10,7 +10,6 @@ import copy
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +27,7 @@ from condense.flow.fit import fit as fit_here
 from condense.flow.recipe import FlowFitConfig
 from condense.flow.store import REGISTERED
 from condense.learners.recipes import RECIPES
+from condense.lookup import STORE, dataset_file, flow_file, needs_no_cluster
 from condense.reports.dataset_folder import write_folder
 from condense.reports.measurement import Measured, measure_named, source_named
 from condense.settings import Settings, override_, resolve, validate
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from tuning.journal import Journal
     from tuning.publish import Outcome
     from tuning.space import SearchConfig
-
-STORE = "sqlite:///mlflow.db"  # where MLflow keeps its records, unless said otherwise
 
 S = TypeVar("S", bound=Settings)
 
@@ -207,7 +205,7 @@ def measure(
         place = str(what)
         if not source_named(place):
             try:
-                place = str(_dataset_file(place, tracking_uri, Path(folder)))
+                place = str(dataset_file(place, tracking_uri, Path(folder)))
             except CondenseError as error:
                 raise DatasetError(f"{place!r} is no source, and {error.problem}", f"sources: {FORMS}") from None
         measured = measure_named(place, flow=flow, data=data, split=split, limit=limit, draws=draws, seed=seed)
@@ -226,7 +224,7 @@ def load_dataset(where: str | Path, *, tracking_uri: str = STORE) -> CondensedDa
         TrackingError: the store cannot be reached or refuses.
     """
     with tempfile.TemporaryDirectory() as folder:
-        return read_dataset(_dataset_file(str(where), tracking_uri, Path(folder)))
+        return read_dataset(dataset_file(str(where), tracking_uri, Path(folder)))
 
 
 def fit_flow(
@@ -272,30 +270,6 @@ def resolve_config(model: type[S], config: S | Mapping[str, Any] | str | Path, o
     return validate(model, values, where="the config")
 
 
-def needs_no_cluster(settings: RunConfig | FlowFitConfig) -> bool:
-    """Returns whether a job works in this process, with neither Ray nor MLflow.
-
-    Raises:
-        ConfigError: a tracking store is asked for and mlflow is not installed.
-    """
-    alone = settings.workers == 0 and (settings.tracking_uri == "none" or not find_spec("mlflow"))
-    if alone and "tracking_uri" in settings.model_fields_set and settings.tracking_uri != "none":
-        raise ConfigError(
-            f"tracking_uri is {settings.as_dict()['tracking_uri']!r} and mlflow is not installed",
-            "pip install 'condense-service[cluster]', or set tracking_uri=none",
-        )
-    return alone
-
-
-def flow_file(flow: str, tracking_uri: str, folder: Path) -> str:
-    """Returns the reference of a flow; one in MLflow's registry is downloaded to `folder`, and its file returned."""
-    if not flow.startswith(REGISTERED) or not find_spec("mlflow"):
-        return flow
-    from cluster import flows
-
-    return str(flows.bring(tracking_uri, flow, folder)[0])
-
-
 def _run_here(config: RunConfig, progress: Callable[[Progress], None]) -> RunResult:
     check_folder_writable(config.output, "set output=FOLDER")
     source, flow = open_checked(config)
@@ -304,16 +278,6 @@ def _run_here(config: RunConfig, progress: Callable[[Progress], None]) -> RunRes
     folder = write_folder(folder_of(config, source.name), dataset, name=config.dataset_name(source.name))
     forget_checkpoints(config)
     return RunResult(dataset, folder)
-
-
-def _dataset_file(reference: str, tracking_uri: str, folder: Path) -> Path:
-    """Returns the Parquet file of a condensed dataset; one in MLflow's registry is downloaded to `folder`."""
-    path = Path(reference)
-    if not path.exists() and path.suffix != ".parquet" and find_spec("mlflow"):
-        from cluster import registry
-
-        path = registry.download(tracking_uri, reference, folder)
-    return path / PARQUET if path.is_dir() else path
 
 
 def _ignore(at: Progress) -> None:

@@ -14,13 +14,15 @@ import pytest
 from condense.synthetic.dataset import read_dataset
 from tests.conftest import QUICKSTART, ROOT, TINY
 
-FRONT_DOORS = ("condense.cli", "condense.api")  # start whichever layer a command or a caller asks for
+# These start whichever layer a command or a caller asks for.
+FRONT_DOORS = ("condense.cli", "condense.api", "condense.lookup")
 
 # The folders and files of condense, from what a person types to what everything stands on. A file imports from its own
 # folder and from the lines below its own; folders of one line never import each other.
 LINES = (
     {"cli"},
     {"api"},
+    {"lookup"},
     {"reports"},
     {"condensation", "simplification", "explanation"},
     {"matching"},

@@ -25,12 +25,13 @@ def run(
     """
     from condense import api
     from condense.condensation.config import RunConfig
+    from condense.lookup import needs_no_cluster
     from condense.reports import console
     from condense.workers.time_budget import parse_duration
 
     within = [] if budget is None else [f"time_budget_s={parse_duration(budget)}"]
     resolved = api.resolve_config(RunConfig, config, [*(overrides or []), *within])
-    api.needs_no_cluster(resolved)  # says what is missing before anything is shown
+    needs_no_cluster(resolved)  # says what is missing before anything is shown
     console.show_config(f"condense run {config}", resolved.as_dict())
     with progress_bar() as progress:
         result = api.run(resolved, progress=progress)

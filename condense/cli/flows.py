@@ -35,8 +35,8 @@ def show_flow(
     tracking_uri: Tracking = STORE,
 ) -> None:
     """What a flow's card says: recipe, cost, sources, held-out bits, the training curve."""
-    from condense.api import flow_file
     from condense.flow.store import load_card
+    from condense.lookup import flow_file
     from condense.reports import console
 
     with tempfile.TemporaryDirectory() as folder:
@@ -52,10 +52,11 @@ def fit(
     """Train a flow on a dataset of yours, with exact resume, and register it as flow-NAME in MLflow."""
     from condense import api
     from condense.flow.recipe import FlowFitConfig
+    from condense.lookup import needs_no_cluster
     from condense.reports import console
 
     resolved = api.resolve_config(FlowFitConfig, config, overrides or [])
-    api.needs_no_cluster(resolved)  # says what is missing before anything is shown
+    needs_no_cluster(resolved)  # says what is missing before anything is shown
     console.show_config(f"condense flow fit {config}", resolved.as_dict())
     with progress_bar() as progress:
         fitted = api.fit_flow(resolved, resume=resume, progress=progress)

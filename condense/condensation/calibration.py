@@ -10,7 +10,6 @@ import json
 import math
 import os
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from condense.condensation.build import build_engine, build_evaluator, build_ima
 from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
 from condense.data.normalisation import normalisation_of
-from condense.errors import CapacityError, CondenseError
+from condense.errors import CondenseError
 from condense.flow.bits import measure
 from condense.flow.pinning import open_flow
 from condense.learners.evaluation import Evaluator
@@ -36,13 +35,13 @@ from condense.workers import checkpoints
 from condense.workers.checkpoints import Checkpoint
 from condense.workers.collective import Alone
 from condense.workers.devices import local_device
+from condense.workers.estimate import MIB, measure_alone
 from condense.workers.memory import keep_freed_memory
 from condense.workers.mesh import build_mesh
 
 SAMPLE = 256  # real images that are decoded to know what one costs
 ENOUGH_S = 2.0  # of repeated steps behind a mean
 EPOCHS = 2  # of the network on the synthetic set between the two match steps that are timed
-MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,14 @@ class Costs:
     device: float
     checkpoint: int
 
+    def in_words(self) -> str:
+        """Returns what was measured, as a sentence for a person."""
+        return (
+            f"Measured here on {self.classes} classes with {self.threads} threads: an outer step"
+            f" {self.outer_step:.3g} s, an evaluation learner {1000 * self.epoch:.3g} ms an epoch, the bits of an image"
+            f" {1000 * self.bits:.3g} ms"
+        )
+
 
 def calibrate(config: RunConfig, classes: int, threads: int, learners: int) -> Costs:
     """`Costs` of a config for a slice of so many classes, with so many threads, measured in a fresh process.
@@ -91,16 +98,7 @@ def calibrate(config: RunConfig, classes: int, threads: int, learners: int) -> C
         CondenseError: what a run of this config would raise before its first step.
     """
     given = {"config": config.as_dict(), "classes": classes, "threads": threads, "learners": learners}
-    command = [sys.executable, "-m", "condense.condensation.calibration", json.dumps(given | {"started": time.time()})]
-    done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise CapacityError(
-            f"the calibration ended early: {reason}", "is there enough memory? Try fewer images_per_class"
-        )
-    found = json.loads(done.stdout.splitlines()[-1])
-    if "problem" in found:
-        raise CapacityError(found["problem"], found["remedy"])
+    found = measure_alone("condense.condensation.calibration", given)
     return Costs(**found)
 
 

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from condense.condensation.build import evaluation_interval
-from condense.condensation.calibration import MIB, Costs, calibrate
+from condense.condensation.calibration import Costs, calibrate
 from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
 from condense.condensation.share import REAL_BITS_IMAGES
@@ -25,52 +23,23 @@ from condense.data.slices import HELD_BYTES
 from condense.data.sources import DataSource
 from condense.learners.evaluation_process import THREADS
 from condense.learners.recipes import RECIPES
+from condense.workers.estimate import (
+    MIB,
+    RAY_END_S,
+    RAY_MIB,
+    RAY_START_S,
+    TRACKED_MIB,
+    TRACKED_S,
+    Estimate,
+    Layout,
+    available_mib,
+    best_of,
+)
 from condense.workers.mesh import mesh_shape, most_workers
 from condense.workers.storage import KEEP
 
-# From runs of the digits on two idle cores of an AMD EPYC, with Ray and without, less two times the imports.
-RAY_START_S = 11.5  # Ray itself, the placement of the workers, Ray Train
-RAY_END_S = 2.0
-TRACKED_S = 7.0  # imports of MLflow, its store, the registered version
-RAY_MIB = 90.0  # of a worker, for Ray: 59 for its imports
-TRACKED_MIB = 55.0  # of a process that logs to MLflow, for its imports
-
 JPEG_MEASUREMENTS = 9  # of a slice's images: the bisection over qualities and what is kept of it
 TARGET_ATTEMPTS = 4  # whole runs that a bits_target takes, two to six
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One way to run: `workers` (0 is in this process) with `threads` each, and what that takes.
-
-    Seconds by part; memory_mib: peak of the process that needs most.
-    """
-
-    workers: int
-    threads: int
-    seconds: dict[str, float]
-    memory_mib: float
-
-    @property
-    def total_s(self) -> float:
-        """Seconds of the whole command."""
-        return sum(self.seconds.values())
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Of a config as it stands, and of other numbers of workers on this machine.
-
-    checkpoint_bytes: of all that are kept at once. device_mib: peak on each GPU, 0 without one.
-    """
-
-    chosen: Layout
-    others: tuple[Layout, ...]
-    best: Layout
-    checkpoint_bytes: int
-    device_mib: float
-    memory_available_mib: float
-    costs: Costs
 
 
 def estimate(config: RunConfig) -> Estimate:
@@ -94,11 +63,10 @@ def estimate(config: RunConfig) -> Estimate:
     others = tuple(
         predicted(config, source, flow is not None, costs, n, cores // max(n, 1)) for n in counts if n != workers
     )
-    available = _available_mib()
-    fitting = [at for at in (chosen, *others) if at.memory_mib * max(at.workers, 1) <= available]
-    best = min(fitting or [chosen], key=lambda at: at.total_s)
+    available = available_mib()
     kept = KEEP * math.ceil(costs.checkpoint * classes / costs.classes)
-    return Estimate(chosen, others, best, kept, costs.device, available, costs)
+    best = best_of([chosen, *others], available)
+    return Estimate(chosen, others, best, kept, costs.device, available, costs.in_words())
 
 
 def _layout(config: RunConfig, classes: int) -> tuple[int, int]:
@@ -168,7 +136,7 @@ def predicted(
 
 
 def _slower(costs: Costs, threads: int) -> float:
-    """Returns the time of so many threads over that of those calibrated: between the two counts measured, Amdahl's law."""
+    """Returns the time of so many threads over that of those calibrated, by Amdahl's law between those measured."""
     cores = os.cpu_count() or 1
     if threads == costs.threads or cores == 1 or costs.outer_step == costs.outer_step_other:
         return 1.0
@@ -178,11 +146,3 @@ def _slower(costs: Costs, threads: int) -> float:
     spread = (alone - all_) / (1 - 1 / cores)  # seconds of one thread that more threads share
     seconds = alone - spread * (1 - 1 / threads)
     return seconds / costs.outer_step
-
-
-def _available_mib() -> float:
-    """Memory that this machine can still give: what Linux says of it, elsewhere all that there is."""
-    stated = Path("/proc/meminfo")
-    if stated.exists():
-        return int(stated.read_text().partition("MemAvailable:")[2].split()[0]) / 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / MIB

@@ -110,7 +110,7 @@ class Flow(nn.Module, ABC):
 
     @abstractmethod
     def bijections(self, x: Tensor) -> Iterator[tuple[Bijection, Tensor]]:
-        """Yields the layers with their inputs at one place of x (1, C, H, W): each small enough for its whole Jacobian."""
+        """Yields layers with their inputs at one place of x (1, C, H, W), each small enough for its whole Jacobian."""
 
     def fold_(self) -> None:
         """Stores what is constant once training is over; nothing, unless an architecture has such."""

@@ -27,7 +27,7 @@ def convolution(images: Tensor, weights: Tensor, bias: Tensor | None = None) -> 
 
 
 def weight_gradients(images: Tensor, gradients: Tensor, groups: int) -> Tensor:
-    """Returns gradients at the weights of `convolution`, (G, O, I, 3, 3), given those at its result (G * n, O, H, W)."""
+    """Returns the gradients at `convolution`'s weights, (G, O, I, 3, 3), given those at its result (G * n, O, H, W)."""
     images, gradients = (whole.contiguous(memory_format=torch.channels_last) for whole in (images, gradients))
     found: Tensor = _WeightGradients.apply(images, gradients, groups)
     return found

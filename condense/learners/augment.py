@@ -38,7 +38,7 @@ class Draw(NamedTuple):
 
 
 def draw_transform(generator: torch.Generator, count: int, *, flip: bool = True) -> Draw:
-    """Returns one of the six transforms with numbers for `count` images; without flip where it would change the class."""
+    """Draws one of the six transforms, for `count` images; without flip where it would change the class."""
     kinds = STRATEGIES if flip else tuple(kind for kind in STRATEGIES if kind != "flip")
     kind = kinds[int(torch.randint(len(kinds), (), generator=generator))]
     return Draw(kind, torch.rand((count, 4), generator=generator))

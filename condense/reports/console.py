@@ -18,7 +18,7 @@ from rich.table import Table
 from condense.flow.bits import BitsReport
 
 if TYPE_CHECKING:
-    from condense.condensation.estimate import Estimate
+    from condense.workers.estimate import Estimate
 
 LOG_WIDTH = 140  # of tables in a log, which has no width of its own
 
@@ -82,11 +82,8 @@ def show_estimate(title: str, found: Estimate) -> None:
         style = "bold" if at is found.chosen else None
         table.add_row(name, str(at.threads), *times, f"{at.memory_mib:,.0f} MiB", style=style)
     out.print(table)
-    costs = found.costs
     out.print(
-        f"bold: as the config stands. Measured here on {costs.classes} classes with {costs.threads} threads: an outer"
-        f" step {costs.outer_step:.3g} s, an evaluation learner {1000 * costs.epoch:.3g} ms an epoch, the bits of an"
-        f" image {1000 * costs.bits:.3g} ms; the start of Ray and MLflow is a constant of two idle cores"
+        f"bold: as the config stands. {found.measured}; the start of Ray and MLflow is a constant of two idle cores"
     )
     if found.device_mib:
         out.print(f"memory of each GPU: {found.device_mib:,.0f} MiB")

@@ -66,7 +66,7 @@ class Measured:
         return f"{name} under {flow}, {draws} draw{'s' * (draws > 1)}"
 
     def maps(self, places: Tensor) -> Tensor:
-        """Returns bits per pixel (M, H, W) of the images at `places` (M,); each adds up to that image's `report.bits`."""
+        """Maps the bits per pixel (M, H, W) of the images at `places` (M,); each map adds up to the image's bits."""
         return bits_map(self.density, self.data.images, places, seed=self.seed, draws=self.report.draws)
 
 

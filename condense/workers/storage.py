@@ -197,7 +197,7 @@ def below(storage: str, name: str) -> str:
 
 
 def absolute(storage: str) -> str:
-    """Returns the storage as processes that start in other folders find it: a path without its relation to this one's."""
+    """Returns the storage as processes that start in other folders find it: a path becomes absolute."""
     return storage if "://" in storage else str(Path(storage).absolute())
 
 
