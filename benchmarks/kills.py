@@ -29,7 +29,7 @@ from pathlib import Path
 from benchmarks.harness import append, options
 from cluster.tracking_store import connect
 from condense.synthetic.dataset import read_dataset
-from tests.cluster.local_cluster import BIN, RayCluster, end, family, local_cluster
+from tests.builders.local_cluster import BIN, RayCluster, end, family, local_cluster
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("worker", "driver", "node")

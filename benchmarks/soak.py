@@ -28,8 +28,8 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from benchmarks.harness import append, options
 from cluster.registry import download, list_datasets
 from cluster.tracking_store import connect
-from tests.cluster.failing import Server
-from tests.cluster.local_cluster import RayCluster, family, local_cluster
+from tests.builders.failing import Server
+from tests.builders.local_cluster import RayCluster, family, local_cluster
 
 SAMPLE_S = 5.0
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # of each node
