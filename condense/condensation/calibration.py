@@ -1,7 +1,7 @@
-"""What the parts of a config's run cost on this machine, measured in a process of its own: for `condense estimate`.
+"""Measures what the parts of a run cost on this machine, in a process of its own: for `condense estimate`.
 
-A worker's slice is built from a few real images of the source, repeated; then real outer steps, real epochs of fresh
-learners, and the flow's measurements are timed, and the process's peak memory is read.
+A worker's slice is built from a few real images of the source, repeated. Then real outer steps, real epochs of fresh
+networks and the flow's measurements are timed, and the process's peak memory is read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""RunConfig: everything that decides a run. Its parts stand beside the components that they configure."""
+"""Defines everything that decides a run. The parts lie beside what they configure."""
 
 from __future__ import annotations
 

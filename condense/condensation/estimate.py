@@ -1,10 +1,9 @@
-"""What a run will take before it starts: time, memory per worker, checkpoints, and on how many workers it is best done.
+"""Predicts what a run will take: time, memory of each worker, checkpoints, and the best number of workers.
 
     time = start + reading + outer_steps * step + evaluations + end
 
-The parts are measured on this machine (calibration.py); a step of another number of workers is taken as
-proportional to the classes of the largest slice and, but for the bits, to the network replicas of each worker. What a
-run costs outside of its workers are constants, below.
+The parts are measured on this machine (calibration.py). A step of another number of workers is taken as proportional to
+the classes of the largest slice and, but for the bits, to the network replicas of each worker.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The facts that travel with a condensed dataset, so that it can be used and remade from the file alone."""
+"""Collects the facts that travel with a condensed dataset, so that it can be used and remade from the file alone."""
 
 from __future__ import annotations
 

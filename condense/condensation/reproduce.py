@@ -1,4 +1,4 @@
-"""Training again from a condensed file alone, to hold it against the accuracy that its card states."""
+"""Trains again from a condensed file alone, and compares with the accuracy that its card states."""
 
 from __future__ import annotations
 

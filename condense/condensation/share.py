@@ -1,4 +1,4 @@
-"""What one worker of a run holds: its place in the mesh, its classes and their real images, and the flow.
+"""Holds what one worker of a run has: its place in the mesh, its classes and their real images, and the flow.
 
 A worker owns a slice of the classes: their real images, their synthetic images, their controls. With network replicas
 several workers hold the same slice, and the same images of it.

@@ -1,8 +1,7 @@
-"""A run that starts from the images of an earlier one: `images.init: set:PATH` of the Parquet file that it wrote.
+"""Starts a run from the images of an earlier one: `images.init: set:PATH` names the Parquet file that it wrote.
 
-Where both have soft labels, it starts from those of the earlier one too.
-
-What decides the result is what the file holds, not where it is: a run's identity has the digest of its content.
+Where both runs have soft labels, these are taken over too. What decides the result is the content of the file, not its
+place: a run's identity has the digest of the content.
 """
 
 from __future__ import annotations

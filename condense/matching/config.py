@@ -1,7 +1,7 @@
-"""How real and synthetic images are compared, and how the network is trained in between: the settings.
+"""Defines how real and synthetic images are compared, and how the network is trained in between.
 
-The published methods are settings of one thing (METHOD section 3): DC trains the network on the synthetic set, DSA
-augments besides, IDC-I trains it on real images; DM takes a fresh network for every step.
+The published methods are settings of one thing (METHOD section 3). DC trains the network on the synthetic set. DSA
+augments besides. IDC trains it on real images. DM takes a fresh network for every step.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The network that real and synthetic images are compared in: how it starts, and how it is trained between match steps.
+"""Starts the network that real and synthetic images are compared in, and trains it between match steps.
 
-    synthetic   a fresh network an outer step, trained on the synthetic set (Zhao et al. 2021)
-    real        a fresh network an outer step, trained on real images (Kim et al. 2022)
-    pool        one of a few networks that were trained on real images once, each time with weights disturbed in
-                proportion to the norm of each output row (Zhang et al. 2023): no training between match steps
+    synthetic   a fresh network for each outer step, trained on the synthetic set (Zhao et al. 2021)
+    real        a fresh network for each outer step, trained on real images (Kim et al. 2022)
+    pool        one of a few networks that were trained on real images once; each time its weights are disturbed in
+                proportion to the norm of each output row (Zhang et al. 2023), and it is not trained between match steps
 
-Training is data-parallel over the class slices: all workers draw the same batches and each adds the gradients of its
+Training is data-parallel over the class slices. All workers draw the same batches, and each adds the gradients of its
 own classes' images, so that slices do not change the network. Each network replica has draws, and a pool, of its own.
 """
 

@@ -1,4 +1,4 @@
-"""Pictures of bits, drawn with Pillow: images sorted by their bits, histograms, maps of where the bits are.
+"""Draws pictures of bits with Pillow: images sorted by their bits, histograms, maps of where the bits are.
 
 Each function returns the bytes of a PNG.
 """

@@ -1,4 +1,4 @@
-"""What a person sees in a terminal: progress, result tables, one-line errors."""
+"""Writes what a person sees in a terminal: progress, result tables, one-line errors."""
 
 from __future__ import annotations
 

@@ -1,10 +1,4 @@
-"""Sums and gathers over the workers of a run, the identity where there is one; and which worker has what: the mesh.
-
-    mesh = class slices x network replicas
-
-A slice owns its classes' real and synthetic images; a replica draws networks of its own, and the gradients at the
-images are averaged over replicas. Nothing that is drawn depends on the mesh: another one changes the order of sums.
-"""
+"""Sums and gathers tensors over the workers of a job; with one worker, nothing is exchanged."""
 
 from __future__ import annotations
 

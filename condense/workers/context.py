@@ -1,4 +1,4 @@
-"""What a job is given besides its config: its workers, its device, and where its progress and results go."""
+"""Defines what a job is given besides its config: workers, device, where progress and results go."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""How a device is fed, and how exactly it computes: what reaches it while it still computes, how much it is given at a
-time, and where a GPU may round."""
+"""Chooses the device, how much it is given at a time, and how exactly it computes."""
 
 from __future__ import annotations
 

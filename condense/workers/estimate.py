@@ -1,4 +1,4 @@
-"""What a job will take on this machine, whatever the job is: its layouts, what Ray and MLflow add, the memory there is.
+"""Says what any job takes on this machine: its layouts, what Ray and MLflow add, the memory that is left.
 
 A job measures its own parts in a fresh process, and predicts each layout from them.
 """

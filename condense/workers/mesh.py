@@ -1,4 +1,10 @@
-"""The mesh of workers: which classes each of them owns, and which networks it computes."""
+"""Divides the work of a run: which classes each worker owns, and which networks it computes.
+
+    mesh = class slices x network replicas
+
+A slice owns the real and synthetic images of its classes. A replica draws networks of its own, and the gradients at the
+images are averaged over replicas. Nothing that is drawn depends on the mesh: another mesh changes the order of sums.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Sums over worker processes of one machine through memory that they share (shared_sum.c).
+"""Sums tensors over worker processes of one machine, through memory that they share (shared_sum.c).
 
 Workers that train one network together exchange its gradients at every step. Two processes with a core each do that in
-0.1 ms; through gloo, whose threads hand a message on from one to the next, in 1 ms and more.
+0.1 ms. Through gloo, whose threads hand a message on from one to the next, it takes 1 ms and more.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where the time of an outer step goes."""
+"""Measures how long each part of a step takes, on a CPU or a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where checkpoints are kept: a folder that all machines see, or an object store that pyarrow knows.
+"""Stores checkpoints in a folder that all machines see, or in an object store that pyarrow knows.
 
 Whatever the place, a file in it is whole or absent, and every failure of the place is one error that names it.
 """

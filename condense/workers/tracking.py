@@ -1,6 +1,6 @@
-"""What a run tells about itself while it runs: the Tracker seam, a null and a recording tracker, the image grid.
+"""Defines where a job's parameters, metrics and pictures go: the Tracker seam, a null and a recording tracker.
 
-The tracker on MLflow lives in the cluster package; this file knows no server.
+The tracker on MLflow is in the cluster package; this file knows no server.
 """
 
 from __future__ import annotations

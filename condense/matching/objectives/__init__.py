@@ -1,16 +1,16 @@
-"""Matching objectives, by name.
+"""Lists the matching objectives by name, and defines what an objective is.
 
-An objective has two halves, so that what does not depend on the synthetic images is computed without a graph and can
-be kept: `target(network, real, classes)` and `distances(network, target, synthetic, classes) -> (C,)`. Calling the
-objective does both. A new objective is a class with these methods in a file of its own and a line in `OBJECTIVES`;
-the engine and the loop do not change:
+An objective has two halves. `target(network, real, classes)` computes what does not depend on the synthetic images,
+without a graph; it can be kept. `distances(network, target, synthetic, classes) -> (C,)` compares synthetic images with
+it. Calling the objective does both. A new objective is a class with these methods in a file of its own, and a line in
+`OBJECTIVES` (docs/extending.md). The engine and the loop do not change:
 
-- A trajectory objective (match the end of an expert's training) takes its stretch of expert weights as the target:
+- A trajectory objective (match the end of an expert's training) would take its stretch of expert weights as the target.
   `target` draws it from stored experts, seeded by the batch it is given, and `distances` unrolls the learner from its
-  start. Its one distance is of all classes together: it returns it divided evenly, and asks for one worker (a slice
-  knows only its own classes).
-- A kernel objective (ridge regression on features of the network) has the real features as its target and returns the
-  mean squared error of each class's real images, predicted from the synthetic ones.
+  start. It has one distance of all classes together, so it returns that divided evenly and asks for one worker: a slice
+  knows only its own classes.
+- A kernel objective (ridge regression on features of the network) would have the real features as its target. It
+  returns the mean squared error of each class's real images, predicted from the synthetic ones.
 
 Neither sees augmentation, decoding or bits: the engine hands over images as learners see them.
 """

@@ -1,18 +1,19 @@
-"""Distribution matching (DM): the synthetic images of a class should have the real ones' mean embedding.
+"""Distribution matching (DM): the synthetic images of a class should have the mean embedding of the real ones.
 
 Zhao, Bilen 2023, eq. 5, with psi a network without its last layer, drawn anew for every step and never trained:
 
     D_c = || mean_i psi(real_i) - mean_j psi(synthetic_j) ||^2
 
-First order: only the embedding is differentiated, not a gradient.
+It is first order: only the embedding is differentiated, not a gradient.
 
 Equal means leave most of a distribution open. `matching.distance: mmd` compares all of it, by the maximum mean
 discrepancy (Gretton et al. 2012; for condensation Zhang et al. 2024, "M3D"):
 
     D_c = 1/2 mean_ii' k(r_i, r_i') + 1/2 mean_jj' k(s_j, s_j') - mean_ij k(r_i, s_j),   k(a, b) = h exp(-|a - b|^2 / h)
 
-of embeddings r of real and s of synthetic images; h is the mean squared distance between two real images of the class
-as this network sees them: the kernel and its width are ours. A large h would give the squared distance of the means.
+Here r are embeddings of real images and s of synthetic ones. h is the mean squared distance between two real images of
+the class, as this network sees them. The kernel and its width are ours; a large h would give the squared distance of
+the means.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ Zhao, Mopuri, Bilen 2021, eq. 9 and 10, with G the gradient of a weight W on one
 
     D_c = sum over W, r of  1 - cos(G_r(real), G_r(synthetic))
 
-Per-class gradients without a network copy per class: with the input a and the output gradient g of a layer, the
-weight gradient of class c needs only the images of class c, so one pass through the network gives a and g for all
-classes, and one grouped convolution per layer gives all their weight gradients. One-dimensional parameters (biases,
-norms) are left out, as in the published code.
+The gradients of all classes need no copy of the network for each class. With the input a and the output gradient g of a
+layer, the weight gradient of class c needs only the images of class c. So one pass through the network gives a and g
+for all classes, and one grouped convolution for each layer gives all their weight gradients. One-dimensional parameters
+(biases, norms) are left out, as in the published code.
 """
 
 from __future__ import annotations
