@@ -1,9 +1,9 @@
 """Measures the bits of whatever can be named: a source, a condensed file, any Parquet file or image folder.
 
-    measured = measure_named("digits", limit=100)
-    measured.report.mean, measured.report.bits_per_dim, measured.report.png_bytes
-    measured.maps(places)                     # bits per pixel, adding up to each image's bits
-    write_measured(Path("out"), measured)     # pictures, and one row per image as Parquet
+measured = measure_named("digits", limit=100)
+measured.report.mean, measured.report.bits_per_dim, measured.report.png_bytes
+measured.maps(places)                     # bits per pixel, adding up to each image's bits
+write_measured(Path("out"), measured)     # pictures, and one row per image as Parquet
 """
 
 from __future__ import annotations
