@@ -35,7 +35,7 @@ SOURCES = [
     for name in ("activations.h", "norm_relu_pool.c", "shared_sum.c", "few_channels.c", "winograd.c", "winograd.h")
 ]
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-MOST_CHANNELS = 1024  # as in kernels.c: sums of one image's channels stand on the stack
+MOST_CHANNELS = 1024  # as in norm_relu_pool.c: sums of one image's channels stand on the stack
 WORTH_A_THREAD = 1 << 17  # numbers of an activation; below, starting a thread costs more than it saves
 WITHOUT_SCRATCH = ("forward", "backward", "twice")  # the others may find no memory
 _SUFFIX = {torch.float32: "float", torch.bfloat16: "bfloat"}

@@ -27,7 +27,7 @@ from condense.kernels.compiled import (
 
 FEW = 4  # channels, at most
 CHANNELS_AT_ONCE = 16  # of many, in and out: multiples of this
-LANES = 16  # as in thin.c: floats of a vector
+LANES = 16  # as in few_channels.c: floats of a vector
 
 
 def can_convolve(images: Tensor, weight: Tensor) -> bool:

@@ -1,12 +1,11 @@
-/* 3x3 convolutions, padded by one, of images with few channels, like photographs: a library's are made for many. Where
-   the norm, ReLU and pool follow, the convolution is computed again for its gradient, which is cheaper than to keep it.
-   A row of a padded image holds 3 I neighbours of a pixel side by side. Built by kernels.py, called by convolutions.py and
-   thin.py. */
+/* 3x3 convolutions, padded by one, of images with few channels, such as photographs: a library's are made for many.
+   Where the norm, ReLU and pool follow, the convolution is computed again for its gradient; that costs less than keeping
+   it. A row of a padded image holds 3 I neighbours of a pixel side by side. convolution.py and first_block.py call it. */
 
 #include "activations.h"
 #include <stdlib.h>
 
-/* of kernels.c */
+/* of norm_relu_pool.c */
 void forward_float(const float *z, const float *gamma, const float *beta, float eps, int64_t images, int64_t height,
                    int64_t width, int64_t channels, float *pooled, float *mean, float *rstd);
 void forward_bfloat(const uint16_t *z, const float *gamma, const float *beta, float eps, int64_t images, int64_t height,

@@ -1,6 +1,6 @@
-/* Instance norm with scale and shift, ReLU and 2x2 average pool, and its gradients. An image at a time, which stays in
-   the cache. Channels last: images (N, H, W, C), so that every inner loop runs over channels and vectorises. Built by
-   kernels.py. */
+/* Instance norm with scale and shift, ReLU and 2x2 average pool, and its gradients. It takes one image at a time, which
+   stays in the cache. Images are channels last, (N, H, W, C), so that every inner loop runs over channels and vectorises.
+   norm_relu_pool.py calls it. */
 
 #include "activations.h"
 #include <math.h>

@@ -1,4 +1,4 @@
-/* Sums over the processes of one machine through memory that they share: see shared_sum.py.
+/* Sums over the processes of one machine through memory that they share; condense/workers/shared_sum.py calls it.
 
    The shared memory is a line of control, the sum's own piece, and a piece for each process. */
 
