@@ -42,7 +42,7 @@ class SharedCheckpoints(StoredCheckpoints):
         raise_together(collective, failure, device)
 
     def save(self, checkpoint: Checkpoint | None, metrics: dict[str, float]) -> None:
-        """Worker 0 writes, and what goes wrong there is raised everywhere."""
+        """Has worker 0 write, and raises everywhere what goes wrong there."""
         failure: CondenseError | None = None
         try:
             super().save(checkpoint, metrics)
@@ -51,7 +51,10 @@ class SharedCheckpoints(StoredCheckpoints):
         raise_together(self.collective, failure, self.device)
 
     def latest(self) -> Checkpoint | None:
-        """Returns the one that worker 0 finds; storages such as NFS may show another worker an older listing."""
+        """Returns the checkpoint that worker 0 finds.
+
+        A storage such as NFS may show another worker an older listing.
+        """
         found: Checkpoint | None = None
         failure: CondenseError | None = None
         try:

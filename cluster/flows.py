@@ -118,8 +118,8 @@ def bring(uri: str, reference: str, folder: Path) -> tuple[Path, Version]:
 
 
 def resolved(config: RunConfig) -> RunConfig:
-    """Returns the config with a registered flow brought to its storage: the version in place of the alias, and the
-    digest.
+    """Brings a registered flow to the job's storage, and returns the config with the version in place of the alias, and
+    the digest.
 
     Raises:
         FlowError: as `bring`; or `flow_digest` is another's, which happens when an alias has moved.

@@ -24,7 +24,10 @@ THUMBNAIL = 256  # pixels, as MLflow's own
 
 
 def send_picture(client: MlflowClient, run_id: str, record: Record) -> None:
-    """What `log_image` of MLflow 3.17 does, under a name that is the same when it is done again: its own is random."""
+    """Does what `log_image` of MLflow 3.17 does, under a name that is the same when it is done again.
+
+    MLflow's own name is random.
+    """
     unique = uuid.uuid5(uuid.NAMESPACE_OID, f"{run_id} {record['key']} {record['step']}")
     stem = f"{file_key(record['key'])}+step+{record['step']}+timestamp+{record['time']}+{unique}"
     with tempfile.TemporaryDirectory() as folder:
@@ -39,7 +42,10 @@ def send_picture(client: MlflowClient, run_id: str, record: Record) -> None:
 
 
 def image_steps(paths: Iterable[str]) -> list[tuple[str, int]]:
-    """(key, step) of the pictures among artifact paths; the thumbnail is written last, so it shows a whole one."""
+    """Finds the (key, step) of each picture among artifact paths.
+
+    The thumbnail is written last, so it shows a whole one.
+    """
     names = (re.fullmatch(r"images/(.+)\+step\+(\d+)\+timestamp\+.*\.webp", path) for path in paths)
     return [(name[1], int(name[2])) for name in names if name]
 

@@ -36,7 +36,7 @@ def open_run(
     versions: Mapping[str, str] | None = None,
     reopen: bool = True,
 ) -> str:
-    """Returns the id of a running MLflow run for this identity: an unfinished one is reopened, else one is created.
+    """Opens the MLflow run of this identity and returns its id. An unfinished one is opened again, else one is made.
 
     Args:
         uri: a server or an SQLite file (its artifacts go to `mlartifacts` beside it).

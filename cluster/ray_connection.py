@@ -46,7 +46,8 @@ def own_cluster() -> bool:
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Ray for the enclosed block: the cluster that is connected or that RAY_ADDRESS names, else a local one.
+    """Connects the enclosed block to Ray: to the cluster that is connected or that RAY_ADDRESS names, else to a local
+    one.
 
     Inside `ray job submit`, Ray sets RAY_ADDRESS, so a job works on the cluster that it was submitted to.
 

@@ -164,7 +164,7 @@ def list_versions(uri: str, kind: Kind) -> list[Version]:
 
 
 def show(uri: str, reference: str, *, kind: Kind = DATASET) -> Version:
-    """Returns the version that NAME, NAME@alias or NAME/version means; a bare NAME is its `best`, else its newest.
+    """Returns the version that NAME, NAME@alias or NAME/version means. A bare NAME means its `best`, else its newest.
 
     Raises:
         DatasetError, FlowError: saying which names, versions or aliases there are.

@@ -65,7 +65,7 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def connect(uri: str) -> MlflowClient:
-    """Returns a client of the tracking store and the registry at one URI; no telemetry, no global state."""
+    """Returns a client of the tracking store and the registry at one URI, without telemetry and global state."""
     os.environ.update(QUIET)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     from mlflow import MlflowClient
@@ -115,7 +115,7 @@ def check_writable(file: Path, uri: str) -> None:
 
 @contextmanager
 def patience(*, retries: int, timeout_s: int) -> Iterator[None]:
-    """Inside, an HTTP request to MLflow waits this long; its own patience is many minutes."""
+    """Makes HTTP requests to MLflow in the enclosed block wait this long; MLflow's own patience is many minutes."""
     wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries), "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s)}
     before = {key: os.environ.get(key) for key in wanted}
     os.environ.update(wanted)
@@ -130,7 +130,9 @@ def patience(*, retries: int, timeout_s: int) -> Iterator[None]:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """Returns what MLflow raises when a store is away or refuses: its own errors, files and sockets, the database."""
+    """Returns what MLflow raises when a store is away or refuses: its own errors, and those of files, sockets, the
+    database.
+    """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -144,7 +146,7 @@ def refused(error: Exception) -> bool:
 
 @contextmanager
 def refusals(uri: str, problem: str) -> Iterator[None]:
-    """Inside, every failure of MLflow becomes one TrackingError that names the URI."""
+    """Turns every failure of MLflow in the enclosed block into one TrackingError that names the URI."""
     os.environ.update(QUIET)
     try:
         yield

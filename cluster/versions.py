@@ -134,7 +134,7 @@ def to_version(found: Any, aliases: Mapping[str, str], kind: Kind) -> Version:
 
 
 def sizes_of(folder: Path) -> dict[str, int]:
-    """Returns size of every file below a folder, by its path inside it."""
+    """Returns the size of every file below a folder, by its path inside it."""
     return {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
 
 

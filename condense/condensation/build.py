@@ -39,7 +39,7 @@ def build_engine(
     synthetic: SyntheticSet,
     mesh: Mesh,
 ) -> Engine:
-    """Returns the engine of one slice.
+    """Builds the engine of one slice.
 
     Args:
         config: of the run.
@@ -81,7 +81,7 @@ def build_penalty(config: RunConfig, density: Density | None, device: torch.devi
 
 
 def build_images(config: RunConfig, source: DataSource, real: Sequence[Tensor], classes: range) -> SyntheticSet:
-    """Returns the images that a run of these classes begins with, and their labels; `real` are theirs."""
+    """Makes the images that a run of these classes begins with, and their labels; `real`: their real images."""
     start, ipc = starting_images(config, source), config.images_per_class
     own = None if start is None else start[classes.start : classes.stop]
     logits = None
@@ -93,7 +93,7 @@ def build_images(config: RunConfig, source: DataSource, real: Sequence[Tensor], 
 
 
 def build_evaluator(config: RunConfig, class_count: int, normalisation: Normalisation) -> Evaluator:
-    """Returns what trains and tests fresh learners as the run's recipe says."""
+    """Builds what trains and tests fresh networks by the run's recipe."""
     return Evaluator(
         recipe=RECIPES[config.evaluation.recipe],
         network=config.network,

@@ -87,7 +87,7 @@ class Costs:
 
 
 def calibrate(config: RunConfig, classes: int, threads: int, learners: int) -> Costs:
-    """`Costs` of a config for a slice of so many classes, with so many threads, measured in a fresh process.
+    """Measures the `Costs` of a config for a slice of so many classes, with so many threads, in a fresh process.
 
     Args:
         config: `replicas` are those of one worker.
@@ -103,7 +103,7 @@ def calibrate(config: RunConfig, classes: int, threads: int, learners: int) -> C
 
 
 def measure_costs(config: RunConfig, classes: int, threads: int, learners: int, imports: float) -> Costs:
-    """Returns what `calibrate` returns, measured in this process; `imports`: seconds until it was ready."""
+    """Measures what `calibrate` returns, in this process. `imports`: seconds until it was ready."""
     imported = _peak_mib()
     keep_freed_memory()
     torch.set_num_threads(threads)

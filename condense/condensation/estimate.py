@@ -42,7 +42,7 @@ TARGET_ATTEMPTS = 4  # whole runs that a bits_target takes, two to six
 
 
 def estimate(config: RunConfig) -> Estimate:
-    """Returns what a run of this config will take on machines like this one.
+    """Predicts what a run of this config takes on machines like this one.
 
     Raises:
         CondenseError: what the run itself would raise before its first step.
@@ -81,7 +81,7 @@ def _layout(config: RunConfig, classes: int) -> tuple[int, int]:
 def predicted(
     config: RunConfig, source: DataSource, measured: bool, costs: Costs, workers: int, threads: int
 ) -> Layout:
-    """Returns a layout's seconds and memory from the costs of any; `measured`: bits are, because there is a flow."""
+    """Predicts a layout's seconds and memory from the costs. `measured` says whether a flow measures bits."""
     shared = max(workers, 1)
     slices, columns = mesh_shape(shared, config.replicas)
     classes = len(source.class_names)

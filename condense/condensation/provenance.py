@@ -29,7 +29,7 @@ def describe(
     normalisation: Normalisation,
     content_digest: str,
 ) -> dict[str, Any]:
-    """Where a set came from and how its bytes become a network's input. Accuracies and bits are added by the run."""
+    """Describes where a set came from and how its bytes become a network's input. The run adds accuracies and bits."""
     return {
         "config": config.as_dict(),
         "identity": config.identity(),
@@ -46,7 +46,7 @@ def describe(
 
 
 def versions() -> dict[str, str]:
-    """Returns version of Condense, of Python and of each installed package that a result can depend on."""
+    """Returns the version of Condense, of Python, and of each installed package that a result can depend on."""
     found = {"condense": condense.__version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -57,7 +57,7 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """Returns revision of the checkout that this code runs from, "-dirty" where it was changed.
+    """Returns the revision of the checkout that this code runs from, with "-dirty" where the code was changed.
 
     Installed code has no checkout: there it is what CONDENSE_REVISION says, which the container image sets, or None.
     """
@@ -78,7 +78,7 @@ def _git(folder: Path, *arguments: str) -> str:
 def cost(
     density: Density | None, images: Tensor, *, seed: int, device: torch.device
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """Returns bits (N,), bits per dim (N,) and PNG bytes (N,) of uint8 images (N, C, H, W); no bits without a flow."""
+    """Measures bits (N,), bits per dim (N,) and PNG bytes (N,) of uint8 images (N, C, H, W); no bits without a flow."""
     if density is None:
         return None, None, png_bytes(images)
     report = measure(density, images, seed=seed, device=device)

@@ -73,7 +73,9 @@ def evaluate_dataset(
 
 
 def judge_dataset(dataset: CondensedDataset) -> CondensedDataset:
-    """Returns the one look at the test split for a set whose run left it unread: the set with its evaluation stated.
+    """Tests a set whose run left the test split unread: the one look at that split.
+
+    Returns the set with its evaluation.
 
     The numbers are those that the run would have ended with; controls are not made.
 

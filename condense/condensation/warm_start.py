@@ -18,7 +18,8 @@ from condense.synthetic.dataset import PARQUET, CondensedDataset, read_dataset
 
 
 def starting_images(config: RunConfig, source: DataSource) -> Tensor | None:
-    """uint8 (C, ipc, channels, H, W) of the set that a run starts from; None where it starts from no set.
+    """Returns the images of the set that a run starts from, uint8 (C, ipc, channels, H, W); None where it starts from
+    none.
 
     Raises:
         DatasetError: no condensed dataset there.
@@ -46,7 +47,7 @@ def starting_images(config: RunConfig, source: DataSource) -> Tensor | None:
 
 
 def starting_labels(config: RunConfig, source: DataSource) -> Tensor | None:
-    """float32 (C, ipc, classes), soft labels of the images of `starting_images`; None where there are none."""
+    """Returns the soft labels of `starting_images`, float32 (C, ipc, classes); None where there are none."""
     if not config.images.init.startswith(FROM_SET):
         return None
     start = _read(config)
@@ -57,7 +58,7 @@ def starting_labels(config: RunConfig, source: DataSource) -> Tensor | None:
 
 
 def pin_start(config: RunConfig) -> RunConfig:
-    """Returns the config with the digest of the set that it starts from, and the whole path of it.
+    """Returns the config with the digest, and the whole path, of the set that it starts from.
 
     Raises:
         DatasetError: no condensed dataset there.

@@ -45,7 +45,7 @@ class Frame:
     fit: Fit = "auto"
 
     def apply(self, picture: Picture, where: str) -> Picture:
-        """Returns the picture (H, W, C) as (size, size, C), or as it is when there is no size."""
+        """Brings the picture (H, W, C) to (size, size, C); without a size it stays as it is."""
         height, width = picture.shape[:2]
         if self.size is None or height == width == self.size:
             return picture
@@ -61,7 +61,7 @@ class Frame:
 
 
 def decode(data: bytes, where: str) -> Picture:
-    """Returns an encoded image as uint8 (H, W, C): grey has one channel, colour and palette images three.
+    """Decodes an image to uint8 (H, W, C): grey images have one channel, colour and palette images three.
 
     Args:
         data: the bytes of a PNG, JPEG, WebP, BMP, GIF (first frame) or PPM file.
@@ -88,7 +88,10 @@ def decode(data: bytes, where: str) -> Picture:
 
 
 def encode_png(image: Tensor) -> bytes:
-    """Returns a uint8 image (C, H, W), C one or three, as a PNG file; exact, and the same bytes for the same image."""
+    """Encodes a uint8 image (C, H, W), C one or three, as a PNG file.
+
+    It is exact, and the same bytes for the same image.
+    """
     pixels = image.cpu().numpy()
     buffer = io.BytesIO()
     picture = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
@@ -103,7 +106,7 @@ def stack(
     frame: Frame,
     rows: NDArray[np.int64] | None = None,
 ) -> Tensor:
-    """Returns pictures as one tensor, each written straight into it.
+    """Joins pictures to one tensor, each written straight into its place.
 
     Args:
         pictures: (where, uint8 (H, W, C)) for each image; `where` names file and row in messages.
@@ -131,7 +134,7 @@ def stack(
 
 
 def framed_shape(picture: Picture, frame: Frame, where: str) -> tuple[int, int, int]:
-    """(C, H, W) of a picture once it is framed."""
+    """Returns the shape (C, H, W) of a picture once it is framed."""
     height, width, channels = frame.apply(picture, where).shape
     return channels, height, width
 

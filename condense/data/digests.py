@@ -11,7 +11,7 @@ from condense.data.sources import LabelledImages
 
 
 def class_digests(data: LabelledImages) -> dict[int, str]:
-    """SHA-256 of each class that `data` holds: its name, shape and image bytes in order.
+    """Digests each class that `data` holds by SHA-256: its name, shape and image bytes in order.
 
     Workers that hold some classes each digest theirs; `combine_digests` of all of them is the digest of the dataset.
     """
@@ -25,5 +25,5 @@ def class_digests(data: LabelledImages) -> dict[int, str]:
 
 
 def combine_digests(digests: Mapping[int, str]) -> str:
-    """Returns one SHA-256 from those of the classes, in label order."""
+    """Combines the digests of classes, in label order, to one SHA-256."""
     return hashlib.sha256("".join(f"{label}:{digests[label]}\n" for label in sorted(digests)).encode()).hexdigest()

@@ -21,7 +21,7 @@ class Normalisation:
     std: tuple[float, ...]
 
     def apply(self, images: Tensor) -> Tensor:
-        """(..., C, H, W) in [0, 1] to zero mean and unit deviation."""
+        """Brings images (..., C, H, W) in [0, 1] to zero mean and unit deviation."""
         shape = (-1, 1, 1)
         mean, std = (
             to_device(torch.tensor(values, dtype=images.dtype).view(shape), images.device)
@@ -34,7 +34,7 @@ PIECE_VALUES = 3_072_000  # pixel values that become float64 at once: 1000 image
 
 
 def normalisation_of(real: Sequence[Tensor], collective: Collective) -> Normalisation:
-    """Returns per-channel mean and deviation of the train split; `collective` has each of its slices once."""
+    """Computes the mean and deviation of each channel of the train split; `collective` has each of its slices once."""
     channels = real[0].shape[1]
     sums = torch.zeros((3, channels), dtype=torch.float64, device=real[0].device)
     for images in real:

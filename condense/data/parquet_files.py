@@ -34,7 +34,7 @@ class ParquetFiles:
 
 
 def train_and_test_files(uri: str) -> tuple[ParquetFiles, ParquetFiles | None]:
-    """Returns the train files at a path or URI, and the test files beside them if there are any.
+    """Finds the train files at a path or URI, and the test files beside them if there are any.
 
     A folder's files belong to test, validation or train by the word in their names; where no name says train, all
     that are not test or validation do. Beside a single file, the test file is the one with "test" for "train" in its
@@ -58,8 +58,9 @@ def train_and_test_files(uri: str) -> tuple[ParquetFiles, ParquetFiles | None]:
 
 
 def test_files(uri: str) -> ParquetFiles:
-    """Returns the test files at a path or URI: that file, or of a folder those named test, or else all that name no
-    split.
+    """Finds the test files at a path or URI.
+
+    That is the file itself; of a folder, those that are named test, or else all that name no split.
 
     Raises:
         SourceError: nothing there, or it cannot be reached.
@@ -96,7 +97,7 @@ def _is_file(filesystem: Any, path: str) -> bool:
 
 
 def _list(uri: str) -> tuple[Any, str, list[str] | None]:
-    """Filesystem, path on it, and the Parquet files below it; None for these where the path is a file."""
+    """Returns filesystem, path on it, and Parquet files below it; None for these where the path is a file."""
     try:
         filesystem, path = _filesystem(uri)
         info = filesystem.get_file_info(path)
@@ -112,7 +113,7 @@ def _list(uri: str) -> tuple[Any, str, list[str] | None]:
 
 
 def _by_split(root: str, paths: list[str]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Train, test and unused files among `paths`, by the words in their names below `root`."""
+    """Sorts `paths` into train, test and unused files, by the words in their names below `root`."""
     words = {path: set(re.split(r"[^a-z]+", path[len(root) :].lower())) for path in paths}
     test = tuple(path for path in paths if "test" in words[path])
     held_out = {path for path in paths if words[path] & {"validation", "valid", "val", "dev"}}

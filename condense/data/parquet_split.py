@@ -116,7 +116,7 @@ class ParquetSplit:
             raise SourceError(f"{shown}: not a readable Parquet file: {reason}", "write or download it again") from None
 
     def pictures(self, rows: Rows) -> Iterator[tuple[str, Picture]]:
-        """Decoded images of ascending rows; row groups without one of them are not read."""
+        """Yields the decoded images of ascending rows. Row groups that hold none of them are not read."""
         start = 0
         for path, size in zip(self._files.paths, self._sizes, strict=True):
             inside = _between(rows, start, size) - start
@@ -183,7 +183,9 @@ class ParquetSplit:
         return labels, names
 
     def _names_of(self, labels: Labels, column: Any) -> tuple[str, ...]:
-        """Returns names of integer labels that no metadata declares: those of the name column, else the numbers."""
+        """Names the integer labels that no metadata declares: by the name column if there is one, else by their
+        numbers.
+        """
         values, first = np.unique(labels, return_index=True)
         gap = np.flatnonzero(values != np.arange(len(values)))
         if len(gap):
@@ -204,12 +206,12 @@ class ParquetSplit:
 
 
 def _between(rows: Rows, start: int, size: int) -> Rows:
-    """Returns those of the ascending rows that are in start .. start + size - 1."""
+    """Returns the ascending rows that lie in start .. start + size - 1."""
     return rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + size)]
 
 
 def _encoded(column: Any) -> tuple[Labels, list[Any]]:
-    """Returns a column of words as the number of each row's word, and the words: millions of rows are no Python
+    """Encodes a column of words as the number of each row's word, and the words: millions of rows become no Python
     objects.
     """
     coded = column.cast(pa.large_string()).dictionary_encode(null_encoding="encode").combine_chunks()
@@ -257,7 +259,7 @@ def _find_label_column(schema: Any, wanted: str | None, where: str) -> str:
 
 
 def _declared_classes(schema: Any, label_column: str) -> tuple[str, ...] | None:
-    """Class names from the Hugging Face metadata, if it has them."""
+    """Returns the class names of the Hugging Face metadata, if it has them."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return tuple(str(name) for name in features[label_column]["names"])

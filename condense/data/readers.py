@@ -42,7 +42,7 @@ class StoredSplit(Protocol):
         """int64 (rows,), each in [0, len(class_names))."""
 
     def pictures(self, rows: Rows) -> Iterator[tuple[str, Picture]]:
-        """(file and row for messages, picture) of ascending rows, one after another: no more are held than needed."""
+        """Yields (file and row for messages, picture) of ascending rows, holding no more pictures than needed."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,9 @@ def _decode_file(path: Path) -> Picture:
 
 @functools.cache
 def digits() -> ArraySplit:
-    """scikit-learn's 1797 handwritten digits, 8x8 grey, their levels 0..16 scaled to 0..255 (Alpaydin, Kaynak 1998)."""
+    """Returns scikit-learn's 1797 handwritten digits, 8x8 grey, their levels 0..16 scaled to 0..255 (Alpaydin, Kaynak
+    1998).
+    """
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -128,7 +130,7 @@ def digits() -> ArraySplit:
 
 @dataclass(frozen=True)
 class TorchvisionSet:
-    """How torchvision calls one of its datasets and which files it wants under its root."""
+    """Says how torchvision calls one of its datasets, and which files it wants under its root."""
 
     cls: str
     files: tuple[str, ...]
@@ -180,7 +182,7 @@ TORCHVISION_SETS = {
 
 
 def torchvision_name(spec: str) -> str | None:
-    """Returns the key of TORCHVISION_SETS that `spec` means, without regard to case, hyphens or underscores; None if
+    """Returns the key of TORCHVISION_SETS that `spec` means, in any case, with or without hyphens; None if there is
     none.
     """
     plain = {key.replace("-", ""): key for key in TORCHVISION_SETS}
@@ -188,7 +190,7 @@ def torchvision_name(spec: str) -> str | None:
 
 
 def nearest_names(spec: str) -> list[str]:
-    """Known dataset names that resemble `spec`."""
+    """Returns known dataset names that resemble `spec`."""
     return difflib.get_close_matches(spec.lower(), ["digits", *TORCHVISION_SETS], n=3)
 
 

@@ -22,7 +22,9 @@ HELD_BYTES = 1 << 28  # of a split that learners are tested on: a larger one is 
 
 
 def load_slice(source: DataSource, classes: range, collective: Collective, device: torch.device) -> list[Tensor]:
-    """Returns the train images of each class of the slice, uint8 (n_c, C, H, W).
+    """Loads the train images of each class of the slice, uint8 (n_c, C, H, W).
+
+    `device` is that of the collective's tensors.
 
     `device` is that of the collective's tensors.
 
@@ -42,8 +44,7 @@ def load_held_out(
     *,
     limit: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns images and labels of a split, or of `limit` of them, on `device` and by class: each worker reads its own
-    classes.
+    """Loads a split, or `limit` images of it, to `device`, sorted by class. Each worker reads its own classes.
 
     Raises:
         SourceError: on all workers, where one of them cannot read an image.
@@ -56,7 +57,10 @@ def load_held_out(
 
 
 class HeldOut:
-    """The test split, as pieces (images, labels): kept where it is small, else read for every set that is tested."""
+    """Gives the test split in pieces (images, labels).
+
+    A small one is kept, a large one is read for every set that is tested.
+    """
 
     def __init__(self, source: DataSource, classes: range, mesh: Mesh, device: torch.device) -> None:
         """
@@ -77,7 +81,7 @@ class HeldOut:
 
 @contextmanager
 def _errors_raised_together(collective: Collective, device: torch.device) -> Iterator[None]:
-    """What one worker cannot read stops all of them."""
+    """Stops all workers where one of them cannot read its part."""
     failure = None
     try:
         yield
@@ -89,8 +93,9 @@ def _errors_raised_together(collective: Collective, device: torch.device) -> Ite
 def source_digest(
     real: Sequence[Tensor], classes: range, class_names: tuple[str, ...], collective: Collective, device: torch.device
 ) -> str:
-    """Returns digest of the whole train split from every slice's classes; `collective` has each of them once, `device`
-    is that of its tensors.
+    """Digests the whole train split from every slice's classes.
+
+    `collective` has each slice once, `device` is that of its tensors.
     """
     rows = torch.zeros((len(class_names), 32), dtype=torch.uint8)
     for label, images in zip(classes, real, strict=True):

@@ -59,7 +59,7 @@ class DataSource(Protocol):
         """One (grey) or three (RGB)."""
 
     def load(self, split: Split, classes: range | None = None, *, limit: int | None = None) -> LabelledImages:
-        """Returns the images of a split in stored order; with `classes`, only theirs (labels keep their values).
+        """Loads the images of a split in stored order; with `classes`, only theirs (labels keep their values).
 
         With `limit`, those among at most so many of the whole split, drawn with the source's seed. What is not asked
         for is not decoded, and of a Parquet file no row group is read that holds none of it.
@@ -69,7 +69,7 @@ class DataSource(Protocol):
         """
 
     def load_classes(self, classes: range) -> list[Tensor]:
-        """Returns the train images of each of these classes, uint8 (n_c, C, H, W) each, in stored order; raises as
+        """Loads the train images of each of these classes, uint8 (n_c, C, H, W) each, in stored order; raises as
         `load`.
 
         Nothing else is held meanwhile: each image is decoded into its place.
@@ -86,7 +86,7 @@ class DataSource(Protocol):
 
 
 def open_source(spec: str, data: DataConfig, *, seed: int) -> DataSource:
-    """Returns the dataset that `spec` names. Labels and one image of train are read; of the test split, no row.
+    """Opens the dataset that `spec` names. Labels and one image of train are read, of the test split no row.
 
     Args:
         spec: digits; a torchvision dataset (mnist, cifar10 ...); parquet:PATH or parquet:URI; folder:PATH.

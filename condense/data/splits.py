@@ -14,7 +14,7 @@ from condense.seeding import generator
 
 
 def carve(labels: Labels, fraction: float, *, classes: int, seed: int, purpose: str) -> NDArray[np.bool_]:
-    """Returns which rows a split takes: round(fraction * n) of the n rows of each class, at least one, never all.
+    """Chooses the rows that a split takes: round(fraction * n) of the n rows of each class, at least one, never all.
 
     A class's draw depends on its own rows alone, not on the other classes.
     """

@@ -47,7 +47,7 @@ def draw_transform(generator: torch.Generator, count: int, *, flip: bool = True)
 def draw_transforms(
     augmentation: Augmentation, generator: torch.Generator, count: int, *, flip: bool = True
 ) -> tuple[Draw, ...]:
-    """Returns the transforms of one augmentation, to be applied in order, with numbers for `count` images."""
+    """Draws the transforms of one augmentation, to be applied in order, with numbers for `count` images."""
     if augmentation == "none":
         return ()
     if augmentation == "dsa":
@@ -56,7 +56,7 @@ def draw_transforms(
 
 
 def augment_classes(images: Tensor, draws: Sequence[tuple[Draw, ...]]) -> Tensor:
-    """Returns images (C, n, channels, H, W), all of a class transformed alike by the class's own draws (of one number
+    """Augments images (C, n, channels, H, W): all images of a class alike, by the class's own draws (of one number
     each).
     """
     for stage in zip(*draws, strict=True):
@@ -73,7 +73,7 @@ def augment_classes(images: Tensor, draws: Sequence[tuple[Draw, ...]]) -> Tensor
 
 
 def augment(images: Tensor, draw: Draw) -> Tensor:
-    """(N, C, H, W) normalised images, transformed; differentiable in the images."""
+    """Transforms normalised images (N, C, H, W); differentiable in them."""
     numbers = to_device(draw.numbers, images.device, images.dtype).expand(len(images), 4)
     match draw.kind:
         case "color":
@@ -98,9 +98,8 @@ def augment(images: Tensor, draw: Draw) -> Tensor:
 
 
 def crop_scale_rotate(images: Tensor, draws: torch.Generator) -> Tensor:
-    """Returns each of the (N, C, H, W) images is shifted by up to 4 pixels, or its sides are scaled by 0.8 to 1.2, or
-    it is rotated by up to 45 degrees; what comes into view has the mean colour of all (published code of Zhao et al.
-    2021).
+    """Shifts each of the images (N, C, H, W) by up to 4 pixels, or scales its sides by 0.8 to 1.2, or rotates it by up
+    to 45 degrees. What comes into view has the mean colour of all images (published code of Zhao et al. 2021).
     """
     count, _, height, width = images.shape
     kind = torch.randint(3, (count,), generator=draws)

@@ -34,7 +34,7 @@ TEST_BATCH = 250  # images per forward of each learner; larger ones leave a CPU'
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Test accuracies in percent of `learners` networks trained on one set, and how they were trained."""
+    """Holds the test accuracies in percent of networks that were trained on one set, and how they were trained."""
 
     accuracies: tuple[float, ...]
     recipe: Recipe
@@ -96,7 +96,7 @@ class Evaluator:
         collective: Collective,
         on_epoch: Callable[[], None] | None = None,
     ) -> Evaluation:
-        """Returns accuracies of `learners` fresh networks, divided over the workers.
+        """Trains `learners` fresh networks, divided over the workers, and returns their accuracies.
 
         Args:
             images: uint8 (N, C, H, W), the set to train on.
@@ -174,7 +174,7 @@ class Evaluator:
 
     @torch.no_grad()
     def _hits(self, together: StackedLearners, test_images: Tensor, test_labels: Tensor) -> Tensor:
-        """Returns how many of the images each learner names right."""
+        """Counts how many of the images each network names right."""
         hits = torch.zeros((), device=test_images.device)
         for part, expected in zip(test_images.split(TEST_BATCH), test_labels.split(TEST_BATCH), strict=True):
             inputs = self.normalisation.apply(to_float(part))
@@ -184,5 +184,5 @@ class Evaluator:
 
 
 def _at_once(learners: int, device: torch.device) -> int:
-    """Returns how many learners take a step together: on a CPU one by one is as fast, and has compiled blocks."""
+    """Returns how many networks take a step together. On a CPU one by one is as fast, and has compiled blocks."""
     return learners if device.type == "cuda" else 1

@@ -40,7 +40,7 @@ ENDED_S = 5.0  # for a process whose pipe is closed to be gone, so that it can b
 
 @dataclass(frozen=True)
 class _Asked:
-    """An evaluation that is not done; there is no answer to come where the process had ended before."""
+    """An evaluation that is not done. It has no answer to wait for where the process had ended before."""
 
     step: int
     images: Tensor
@@ -49,7 +49,9 @@ class _Asked:
 
 
 class EvaluationProcess:
-    """One evaluator in one process. Where that ends, its evaluations are made here, with the same numbers.
+    """Runs one evaluator in a process of its own.
+
+    Where that process ends, its evaluations are made here, with the same numbers.
 
     Attributes:
         ended: what ended the process, in words; empty while it is there.
@@ -80,7 +82,7 @@ class EvaluationProcess:
         self._calls.submit(self._pipe.send, _packed(*held_out))
 
     def ask(self, step: int, images: Tensor, labels: Tensor) -> None:
-        """For the accuracy of a set, named by its outer step; returns at once.
+        """Asks for the accuracy of a set, named by its outer step; returns at once.
 
         Args:
             images: uint8 (N, C, H, W), as learners see them.
@@ -91,14 +93,17 @@ class EvaluationProcess:
         self._asked.append(_Asked(step, images, labels, answer))
 
     def arrived(self) -> Iterator[tuple[int, Evaluation]]:
-        """Steps and evaluations that are done, in the order of asking; never waits, and leaves failures to `waited`."""
+        """Yields steps and evaluations that are done, in the order of asking.
+
+        It never waits, and leaves failures to `waited`.
+        """
         while not self.ended and self._asked and (answer := self._asked[0].answer) and answer.done():
             if answer.exception() is not None:
                 return
             yield self._asked.popleft().step, answer.result()
 
     def waited(self, left: int = 0) -> Iterator[tuple[int, Evaluation]]:
-        """Steps and evaluations in the order of asking, until at most `left` are not done.
+        """Yields steps and evaluations in the order of asking, until at most `left` are not done.
 
         Raises:
             NonFiniteError: a learner's loss stopped being finite.
@@ -149,7 +154,7 @@ class EvaluationProcess:
 
 
 def _answer(pipe: Connection, evaluator: Evaluator, learners: int, device: torch.device) -> None:
-    """What the process does: takes what is tested on, then set after set, and sends an evaluation or an error back."""
+    """Runs in the process: takes the held-out images, then set after set, and sends an evaluation or an error back."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the run ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(THREADS)
@@ -176,7 +181,7 @@ def _evaluated(
     held_out: tuple[Tensor, Tensor],
     device: torch.device,
 ) -> Evaluation:
-    """By this process alone."""
+    """Evaluates a set in this process alone."""
     images, labels = images.to(device), labels.to(device)
     with explain_out_of_memory(lambda: TESTING):
         return evaluator.evaluate(images, labels, [held_out], learners=learners, collective=Alone())
@@ -190,7 +195,9 @@ def _end_with_parent() -> None:
 
 
 def _packed(images: Tensor, labels: Tensor) -> tuple[Any, Any]:
-    """As arrays: torch would send a tensor as a file of shared memory, of which a container often has little."""
+    """Packs tensors as arrays: torch would send a tensor as a file of shared memory, of which a container often has
+    little.
+    """
     return images.cpu().numpy(), labels.cpu().numpy()
 
 

@@ -52,16 +52,16 @@ class Learner(nn.Module):
     classifier: nn.Linear
 
     def embed(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) normalised images to (N, features), what the last layer sees."""
+        """Embeds normalised images (N, C, H, W) as (N, features), what the last layer sees."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) normalised images to (N, classes) logits."""
+        """Returns the logits (N, classes) of normalised images (N, C, H, W)."""
         logits: Tensor = self.classifier(self.embed(images))
         return logits
 
     def first_order(self, images: Tensor) -> Tensor:
-        """`forward` for where gradients are taken once, and in the parameters alone: in training and in testing."""
+        """Does `forward` where gradients are taken once, and in the parameters alone: in training and in testing."""
         return self.forward(images)
 
 
@@ -111,7 +111,7 @@ class ConvNet(Learner):
         return self._embed(images, self.blocks, frozen=not self.norms[0].weight.requires_grad)
 
     def first_order(self, images: Tensor) -> Tensor:
-        """On a CPU the first block of grey images is one compiled call; elsewhere all is layers that `vmap` takes."""
+        """On a CPU, does the first block of grey images in one call; elsewhere all is layers that `vmap` takes."""
         (convolution, norm), *deeper = self.blocks
         if self._compiled(images) and images.shape[1] <= FEW:
             weight, bias = convolution.weight, cast(Tensor, convolution.bias)
@@ -158,12 +158,12 @@ NETWORKS: dict[str, Callable[..., Learner]] = {"convnet": ConvNet, "mlp": MLP}
 
 
 def build_network(config: NetworkConfig, shape: tuple[int, int, int], classes: int) -> Learner:
-    """Returns an uninitialised network for images of `shape` (C, H, W); `initialise_` draws its parameters."""
+    """Builds a network for images of `shape` (C, H, W), not initialised; `initialise_` draws its parameters."""
     return NETWORKS[config.name](shape, classes, width=config.width, depth=config.depth)
 
 
 def in_precision(given: Given, precision: torch.dtype) -> Given:
-    """Returns a network or images as they are, or for bfloat16 a copy in it; differentiable in the images."""
+    """Returns a network or images as they are, or a copy in bfloat16; differentiable in the images."""
     if precision != torch.bfloat16:
         return given
     return cast(Given, (given if isinstance(given, Tensor) else copy.deepcopy(given)).to(precision))

@@ -11,7 +11,7 @@ from condense.learners.networks import Learner
 
 
 class FirstOrder(nn.Module):
-    """A learner where it is trained or tested."""
+    """Wraps a network where it is trained or tested."""
 
     def __init__(self, learner: Learner) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class FirstOrder(nn.Module):
 
 
 class StackedLearners:
-    """Learners that take each step at once: one, or several whose parameters are stacked along a first dimension."""
+    """Takes the steps of several networks at once, with their parameters stacked along a first dimension; or of one."""
 
     def __init__(self, networks: Sequence[Learner]) -> None:
         learners = [FirstOrder(network) for network in networks]

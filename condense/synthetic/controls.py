@@ -22,7 +22,7 @@ JPEG_QUALITIES = range(1, 96)
 
 
 def random_real(real: Sequence[Tensor], classes: range, ipc: int, *, seed: int) -> Tensor:
-    """`ipc` random images of each class."""
+    """Chooses `ipc` random images of each class."""
     chosen = []
     for label, images in zip(classes, real, strict=True):
         order = torch.randperm(len(images), generator=seeding.generator(seed, "random-real", index=label))
@@ -31,7 +31,7 @@ def random_real(real: Sequence[Tensor], classes: range, ipc: int, *, seed: int) 
 
 
 def kmeans_real(real: Sequence[Tensor], classes: range, ipc: int, *, seed: int) -> Tensor:
-    """Returns the real images nearest to the `ipc` k-means centres of each class, in pixel space; no image twice."""
+    """Chooses the real images nearest to the `ipc` k-means centres of each class, in pixel space; no image twice."""
     chosen = []
     for label, images in zip(classes, real, strict=True):
         points = to_float(images).flatten(1).cpu().numpy()
@@ -47,7 +47,7 @@ def kmeans_real(real: Sequence[Tensor], classes: range, ipc: int, *, seed: int) 
 
 
 def jpeg(images: Tensor, quality: int) -> Tensor:
-    """uint8 images (..., C, H, W) after JPEG compression at `quality` 1..95."""
+    """Compresses uint8 images (..., C, H, W) by JPEG at `quality` 1..95, and decodes them."""
     flat = images.flatten(0, -4).cpu().numpy()
     decoded = np.stack([_through_jpeg(image, quality) for image in flat])
     return torch.from_numpy(decoded).view(images.shape).to(images.device)

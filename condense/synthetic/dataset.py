@@ -72,7 +72,8 @@ class CondensedDataset:
 def content_digest(
     images: Tensor, labels: Tensor, class_names: Sequence[str], soft_labels: Tensor | None = None
 ) -> str:
-    """SHA-256 of what a learner sees: shapes, class names and tensor bytes, not the file, which varies by writer.
+    """Digests what a learner sees by SHA-256: shapes, class names and tensor bytes; not the file, which varies by
+    writer.
 
     Args:
         images: uint8 (N, C, H, W).
@@ -120,7 +121,7 @@ def write_dataset(path: str | Path, dataset: CondensedDataset) -> Path:
 
 
 def read_dataset(path: str | Path) -> CondensedDataset:
-    """Returns the condensed dataset in a file that `write_dataset` wrote.
+    """Reads the condensed dataset in a file that `write_dataset` wrote.
 
     Raises:
         DatasetError: no file, not a Parquet file or a truncated one, not a condensed dataset, a damaged image, or

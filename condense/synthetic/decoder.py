@@ -29,7 +29,7 @@ def check_factor(factor: int, shape: tuple[int, int, int]) -> None:
 
 
 def decode(images: Tensor, factor: int) -> Tensor:
-    """Canvases (N, C, H, W) in [0, 1] to their images (N * factor^2, C, H, W), a canvas's images row by row.
+    """Decodes canvases (N, C, H, W) in [0, 1] to their images (N * factor^2, C, H, W), a canvas's images row by row.
 
     Differentiable in the canvases; the rounding has a straight-through gradient.
     """
@@ -42,19 +42,19 @@ def decode(images: Tensor, factor: int) -> Tensor:
 
 
 def decode_uint8(images: Tensor, factor: int) -> Tensor:
-    """`decode` of stored canvases, uint8 (N, C, H, W) to uint8 (N * factor^2, C, H, W)."""
+    """Decodes stored canvases, uint8 (N, C, H, W), to uint8 (N * factor^2, C, H, W)."""
     return images if factor == 1 else to_uint8(decode(to_float(images), factor))
 
 
 def decode_set(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """Returns what learners are trained on: `decode_uint8` of canvases, and their labels (N,) or (N, classes), which a
-    canvas's images share.
+    """Returns what learners are trained on: the images of canvases, which share a canvas's label, and labels (N,) or
+    (N, classes).
     """
     return decode_uint8(images, factor), labels.repeat_interleave(factor**2, 0)
 
 
 def tile(images: Tensor, factor: int) -> Tensor:
-    """Returns the canvases (N, C, H, W) whose squares are images (N * factor^2, C, H, W) scaled down by averaging."""
+    """Makes the canvases (N, C, H, W) whose squares are images (N * factor^2, C, H, W), scaled down by averaging."""
     if factor == 1:
         return images
     _, channels, height, width = images.shape

@@ -39,7 +39,8 @@ def check_labels(labels: Labels, objective: str) -> None:
 
 
 def initial_logits(classes: range, ipc: int, class_count: int, start: Tensor | None = None) -> Tensor:
-    """Logits (len(classes), ipc, class_count) of labels that give START to their own class, the rest to all others.
+    """Returns logits (len(classes), ipc, class_count) of labels that give START to their own class, the rest to all
+    others.
 
     Args:
         classes: of the images, one a row.
@@ -58,7 +59,7 @@ def initial_logits(classes: range, ipc: int, class_count: int, start: Tensor | N
 
 
 def soft_labels(logits: Tensor) -> Tensor:
-    """Distributions over the last dimension of the logits; differentiable in them."""
+    """Returns distributions over the last dimension of the logits; differentiable in them."""
     values = round_straight_through(_relative(logits))
     return values / values.sum(-1, keepdim=True)
 
@@ -69,8 +70,9 @@ def label_codes(logits: Tensor) -> Tensor:
 
 
 def from_codes(codes: Tensor) -> Tensor:
-    """Returns the float32 distributions whose bytes `label_codes` gave; the same on any device: sums of bytes are
-    exact.
+    """Returns the float32 distributions whose bytes `label_codes` gave.
+
+    They are the same on any device: sums of bytes are exact.
     """
     values = codes.to(torch.float32)
     return values / values.sum(-1, keepdim=True)
@@ -85,5 +87,5 @@ def label_bits(labels: Tensor | None) -> int:
 
 
 def _relative(logits: Tensor) -> Tensor:
-    """Probabilities in relation to the largest one, which needs no sum that could vanish in the rounding."""
+    """Returns probabilities in relation to the largest one. That needs no sum that could vanish in the rounding."""
     return (logits - logits.detach().amax(-1, keepdim=True)).exp()

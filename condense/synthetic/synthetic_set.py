@@ -38,7 +38,7 @@ CLAMP = 0.02
 
 
 class SyntheticSet:
-    """`ipc` images for each of the classes that one worker owns.
+    """Holds `ipc` images for each of the classes that one worker owns.
 
     Attributes:
         parameters: (C, ipc, channels, H / 2^l, W / 2^l) for each level l, unconstrained; one level is plain pixels.
@@ -88,26 +88,30 @@ class SyntheticSet:
         return alpha
 
     def images(self) -> Tensor:
-        """(C, ipc, channels, H, W) in [0, 1] on the 8-bit grid, with a straight-through gradient."""
+        """Returns the images (C, ipc, channels, H, W) in [0, 1] on the 8-bit grid, with a straight-through gradient."""
         return round_straight_through(self.bound(self.alpha))
 
     def images_uint8(self) -> Tensor:
-        """(C, ipc, channels, H, W) uint8: the bytes that are evaluated and written."""
+        """Returns the bytes that are evaluated and written, uint8 (C, ipc, channels, H, W)."""
         with torch.no_grad():
             return to_uint8(self.bound(self._summed(self.averages or self.parameters)))
 
     def soft_labels(self) -> Tensor | None:
-        """(C, ipc, classes of the whole set), differentiable in their logits; None where labels are hard."""
+        """Returns soft labels (C, ipc, classes of the whole set), differentiable in their logits; None where labels are
+        hard.
+        """
         return None if self.levels == len(self.parameters) else soft_labels(self.parameters[-1])
 
     def label_codes(self) -> Tensor | None:
-        """uint8 (C, ipc, classes of the whole set): the bytes of what is evaluated and written; None likewise."""
+        """Returns the bytes of the labels that are evaluated and written, uint8 (C, ipc, classes of the whole set), or
+        None.
+        """
         with torch.no_grad():
             return None if self.levels == len(self.parameters) else label_codes((self.averages or self.parameters)[-1])
 
     @torch.no_grad()
     def average_(self) -> None:
-        """To be called after each update: takes the parameters into their average, where there is one.
+        """Takes the parameters into their average, where there is one. Call it after each update.
 
         The first averages are short, so that the start is forgotten: of n updates the last tenth or so counts.
         """
@@ -140,7 +144,7 @@ class SyntheticSet:
 
 
 class _Clamp(torch.autograd.Function):
-    """min(max(v, 0), 1), with the gradient of the identity except where a descent step would leave [0, 1] further."""
+    """Clamps to [0, 1]. Its gradient is the identity's, except where a descent step would leave [0, 1] further."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -156,7 +160,7 @@ class _Clamp(torch.autograd.Function):
 
 
 def clamp(alpha: Tensor) -> Tensor:
-    """min(max(1/2 + alpha / 4, 0), 1), whose gradient lets a value at a bound come back."""
+    """Returns min(max(1/2 + alpha / 4, 0), 1). Its gradient lets a value at a bound come back."""
     bounded: Tensor = _Clamp.apply(0.5 + alpha / 4)
     return bounded
 
@@ -171,7 +175,7 @@ def initial_set(
     start: Tensor | None = None,
     logits: Tensor | None = None,
 ) -> SyntheticSet:
-    """Returns a new synthetic set for `classes`; each class has its own draws, whoever owns it.
+    """Makes a new synthetic set for `classes`. Each class has its own draws, whoever owns it.
 
     Args:
         config: the initialisation: "noise" is alpha ~ 0.2 N(0, 1), the others are of images.
@@ -203,7 +207,9 @@ def initial_set(
 
 
 def _start(config: ImagesConfig, images: Tensor, label: int, ipc: int, seed: int, draws: torch.Generator) -> Tensor:
-    """(ipc, channels, H, W) in [0, 1] made of real images, uint8 (n, channels, H, W) of one class."""
+    """Makes the images that a class starts from, (ipc, channels, H, W) in [0, 1], of real ones, uint8 (n, channels, H,
+    W).
+    """
     if config.init == "kmeans":
         return to_float(kmeans_real([images], range(label, label + 1), ipc, seed=seed)[0])
     per_canvas = config.factor**2 if config.init == "tiles" else 1

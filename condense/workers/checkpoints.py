@@ -92,7 +92,7 @@ class LocalCheckpoints:
 
 
 def write(checkpoint: Checkpoint, path: Path) -> None:
-    """Writes it to `path`, whole or not at all.
+    """Writes a checkpoint to `path`, whole or not at all.
 
     Raises:
         OutputError: the folder cannot be written; an older checkpoint there is intact.
@@ -101,7 +101,7 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def read(path: Path) -> Checkpoint:
-    """Returns the checkpoint in `path`.
+    """Reads the checkpoint in `path`.
 
     Raises:
         CheckpointError: the file is truncated or is no checkpoint.
@@ -114,14 +114,14 @@ def read(path: Path) -> Checkpoint:
 
 
 def pack(checkpoint: Checkpoint) -> bytes:
-    """It as the content of a safetensors file."""
+    """Packs a checkpoint as the content of a safetensors file."""
     header = {"step": checkpoint.step, "identity": checkpoint.identity, "scalars": checkpoint.scalars}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     return pack_tensors(tensors, header)
 
 
 def unpack(content: bytes, where: str) -> Checkpoint:
-    """Returns what `pack` packed; `where` names it in the error.
+    """Unpacks what `pack` packed; `where` names it in the error.
 
     Raises:
         CheckpointError: it is truncated or is no checkpoint.

@@ -22,42 +22,49 @@ GLOO_THREAD = "gloo_tcp_loop"
 
 
 class Collective(Protocol):
-    """What the algorithm needs of the other workers. Every worker must call the same methods in the same order."""
+    """Defines what the algorithm needs of the other workers.
+
+    Every worker must call the same methods in the same order.
+    """
 
     rank: int
     size: int
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """`tensor`, in place, as the sum over workers."""
+        """Replaces `tensor` by its sum over workers, and returns it."""
 
     def begin_sum_(self, tensor: Tensor) -> Callable[[], object]:
-        """Begins `sum_` of a contiguous tensor and returns what waits for its end; only more of these come between."""
+        """Begins `sum_` of a contiguous tensor, and returns a function that waits for its end.
+
+        Only more of these may come between.
+        """
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Returns the workers' tensors joined along the first dimension, in rank order; their lengths may differ."""
+        """Joins the workers' tensors along the first dimension, in rank order; their lengths may differ."""
 
     def split(self, groups: Sequence[range]) -> Collective:
-        """Returns the workers of this one's group; `groups`, alike on all workers, has every rank of these in one of
-        them.
+        """Returns the workers of this one's group.
+
+        `groups` is the same on all workers, and has every rank in one group.
         """
 
 
 class Alone:
-    """One process."""
+    """Stands for the workers where there is one."""
 
     rank = 0
     size = 1
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """`tensor` itself."""
+        """Returns `tensor` itself."""
         return tensor
 
     def begin_sum_(self, tensor: Tensor) -> Callable[[], object]:
-        """There is nothing to wait for."""
+        """Returns a function that has nothing to wait for."""
         return lambda: None
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """`tensor` itself."""
+        """Returns `tensor` itself."""
         return tensor
 
     def split(self, groups: Sequence[range]) -> Collective:
@@ -66,8 +73,10 @@ class Alone:
 
 
 class ProcessGroup:
-    """A torch.distributed group (gloo on CPU, NCCL on GPU): the default one, which somebody else has initialised, or,
-    from `split`, a part of it."""
+    """Exchanges through a torch.distributed group (gloo on CPU, NCCL on GPU).
+
+    It is the default group, which somebody else has initialised, or a part of it that `split` made.
+    """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self._group = group
@@ -79,12 +88,15 @@ class ProcessGroup:
             self._shared = share_memory(self.rank, self.size, partial(gather_text, self, device=torch.device("cpu")))
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """All-reduce; between processes of one machine through memory that they share."""
+        """All-reduces, between processes of one machine through memory that they share."""
         self.begin_sum_(tensor)()
         return tensor
 
     def begin_sum_(self, tensor: Tensor) -> Callable[[], object]:
-        """All-reduce in the background; through shared memory, which takes less time than to begin, at once."""
+        """All-reduces in the background.
+
+        Through shared memory, which takes less time than to begin, it does so at once.
+        """
         if self._shared is not None and self._shared.takes(tensor):
             self._shared.sum_(tensor)
             return lambda: None
@@ -94,7 +106,7 @@ class ProcessGroup:
         return wait
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """All-gather of tensors that agree in all but the first dimension: padded to the longest, then cut."""
+        """All-gathers tensors that agree in all but the first dimension: they are padded to the longest, then cut."""
         length = torch.tensor([tensor.shape[0]], device=tensor.device)
         lengths = [torch.empty_like(length) for _ in range(self.size)]
         dist.all_gather(lengths, length, group=self._group)
@@ -106,7 +118,7 @@ class ProcessGroup:
         return torch.cat([part[: int(n)] for part, n in zip(parts, lengths, strict=True)])
 
     def split(self, groups: Sequence[range]) -> Collective:
-        """Of the default group; a group of one is alone, and the group of all is this one."""
+        """Splits the default group. A group of one is alone, and the group of all is this one."""
         mine: Collective = Alone()
         for ranks in groups:
             if len(ranks) == self.size:
@@ -119,7 +131,7 @@ class ProcessGroup:
 
 
 def _calm_exchanges() -> None:
-    """Gloo's thread of each process, as a batch thread, gives way to the threads that it wakes.
+    """Makes gloo's thread of each process a batch thread, so that it gives way to the threads that it wakes.
 
     Between messages it asks the kernel again and again; whom it had woken waited for its time slice to end, which made
     three quarters of an exchange (2.7 ms, after 10 ms of work, of 0.34 MB between two workers with a core each; now 1).
@@ -133,7 +145,7 @@ def _calm_exchanges() -> None:
 
 
 def sum_all_(collective: Collective, tensors: Sequence[Tensor]) -> None:
-    """Each tensor becomes its sum over workers, in one exchange; the tensors share a type and a device."""
+    """Replaces each tensor by its sum over workers, in one exchange. The tensors share a type and a device."""
     if collective.size == 1:
         return
     joined = collective.sum_(torch.cat([tensor.flatten() for tensor in tensors]))
@@ -142,8 +154,9 @@ def sum_all_(collective: Collective, tensors: Sequence[Tensor]) -> None:
 
 
 def gather_text(collective: Collective, text: str, device: torch.device) -> list[str]:
-    """Returns what each worker says, in the order of ranks; `device` is that of the tensors which the collective
-    carries.
+    """Returns the text of each worker, in the order of ranks.
+
+    `device` is that of the tensors that the collective carries.
     """
     said = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
     return bytes(collective.gather(said.to(device)).tolist()).decode().split("\0")[:-1]

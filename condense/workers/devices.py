@@ -21,24 +21,27 @@ CPU_FLOW_BATCH, GPU_FLOW_PIXELS = 50, 1 << 20
 
 
 def network_batch(device: torch.device) -> int:
-    """Real images in one pass through a network."""
+    """Returns how many real images pass through a network at a time."""
     return CPU_NETWORK_BATCH if device.type == "cpu" else GPU_NETWORK_BATCH
 
 
 def flow_batch(images: Tensor) -> int:
-    """Of images (N, C, H, W), how many in one pass through a flow and back."""
+    """Returns how many of the images (N, C, H, W) pass through a flow and back at a time."""
     if images.device.type == "cpu":
         return CPU_FLOW_BATCH
     return max(1, GPU_FLOW_PIXELS // (images.shape[2] * images.shape[3]))
 
 
 def to_device(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """`values` on `device`. A GPU is handed them in its order and goes on; `to` alone would wait until it is idle."""
+    """Returns `values` on `device`.
+
+    A GPU takes them in its order while the program goes on; plain `to` would wait until it is idle.
+    """
     return values.to(device, dtype, non_blocking=True)
 
 
 def forbid_tf32() -> None:
-    """Has a GPU compute float32 in float32 from now on.
+    """Makes a GPU compute float32 in float32 from now on.
 
     By default PyTorch lets cuDNN's convolutions round to TF32, ten bits of mantissa. By emulation (benchmarks/tf32.py)
     that puts image gradients off by 3 %, those of bits by 4 to 13 %, and single images' bits per dim by up to 0.02: a
@@ -49,7 +52,7 @@ def forbid_tf32() -> None:
 
 @contextmanager
 def allow_tf32() -> Iterator[None]:
-    """Within it convolutions may round to TF32, PyTorch's default: networks are trained as users train theirs."""
+    """Lets convolutions of the enclosed block round to TF32, which is PyTorch's default: users train so too."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = True
     try:
@@ -59,7 +62,7 @@ def allow_tf32() -> Iterator[None]:
 
 
 def local_device(gpus: float | None = None) -> torch.device:
-    """This machine's GPU if it has one, else its CPU; from now on float32 is float32 there.
+    """Returns this machine's GPU if it has one, else its CPU. From now on float32 is float32 there.
 
     Args:
         gpus: `gpus_per_worker` of a run in this process: 0 asks for the CPU, more for a GPU, None for either.

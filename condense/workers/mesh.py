@@ -16,7 +16,7 @@ from condense.workers.collective import Collective
 
 @dataclass(frozen=True)
 class Mesh:
-    """The place of one worker among class slices and network replicas.
+    """Says where one worker stands among class slices and network replicas.
 
     Attributes:
         everyone: all workers.
@@ -34,7 +34,7 @@ class Mesh:
 
 
 def build_mesh(collective: Collective, replicas: int = 1) -> Mesh:
-    """Returns the mesh of these workers: see `mesh_shape`. All of them call it."""
+    """Makes the mesh of these workers (see `mesh_shape`). All of them call it."""
     slices, columns = mesh_shape(collective.size, replicas)
     # Neighbours share a replica and have different slices: between match steps those exchange the gradients of their
     # network at every step of its training, which is far more than the gradients of images.
@@ -46,7 +46,7 @@ def build_mesh(collective: Collective, replicas: int = 1) -> Mesh:
 
 
 def mesh_shape(workers: int, replicas: int) -> tuple[int, int]:
-    """(class slices, workers that hold each of them).
+    """Returns (class slices, workers that hold each of them).
 
     Where the workers are a multiple of the replicas, a worker computes one replica of one slice; otherwise every worker
     has a slice and computes all of its replicas one after another.
@@ -55,7 +55,7 @@ def mesh_shape(workers: int, replicas: int) -> tuple[int, int]:
 
 
 def check_mesh(classes: int, workers: int, replicas: int = 1, most: int | None = None) -> None:
-    """Refuses workers of which some would own no class.
+    """Refuses a number of workers at which some would own no class.
 
     Args:
         most: workers to grow to, one at a time: every number up to it must do.
@@ -77,7 +77,7 @@ def check_mesh(classes: int, workers: int, replicas: int = 1, most: int | None =
 
 
 def most_workers(available: int, classes: int, replicas: int = 1) -> int:
-    """Returns the most workers, of those available but at least one, that all own a class."""
+    """Returns the most workers that all own a class, of those available; at least one."""
     fitting = (n for n in range(max(1, available), 0, -1) if mesh_shape(n, replicas)[0] <= classes)
     return next(fitting)
 

@@ -24,18 +24,18 @@ TIMEOUT_S = 1800  # as long as torch.distributed waits
 
 
 class SharedSum:
-    """The place of one process in the memory of all; what it calls, all call in the same order."""
+    """Sums in the memory that all processes share. Every process makes the same calls in the same order."""
 
     def __init__(self, memory: mmap.mmap, rank: int, size: int, timeout_s: float) -> None:
         self._memory, self._rank, self._size, self._timeout_s = memory, rank, size, timeout_s
         self._meetings = ctypes.c_uint32(0)
 
     def takes(self, tensor: Tensor) -> bool:
-        """Returns whether it can be summed: contiguous float32 on the CPU, which it is on all workers or on none."""
+        """Returns whether a tensor can be summed: contiguous float32 on the CPU. It is so on all workers or on none."""
         return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
 
     def sum_(self, tensor: Tensor) -> None:
-        """`tensor`, in place, as the sum over workers, the same to the last bit on each.
+        """Replaces `tensor` by its sum over workers, the same to the last bit on each.
 
         Raises:
             ClusterError: another worker has not come in half an hour.
@@ -56,8 +56,9 @@ class SharedSum:
 def share_memory(
     rank: int, size: int, gather_text: Callable[[str], list[str]], timeout_s: float = TIMEOUT_S
 ) -> SharedSum | None:
-    """Returns the memory that the workers of a group have in common, or None where they are not all on one machine, or
-    any of them lacks the kernels. All of them call it.
+    """Returns memory that the workers of a group have in common.
+
+    It is None where they are not all on one machine, or where any of them lacks the kernels. All of them call it.
 
     Args:
         gather_text: what each worker says, in the order of ranks.

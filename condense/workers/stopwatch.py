@@ -11,7 +11,9 @@ import torch
 
 
 class Stopwatch:
-    """Seconds by part of the step; on a GPU those between events that it passes, which nobody waits for until `settle`.
+    """Adds up seconds by part of a step.
+
+    On a GPU these lie between events that it passes, and nobody waits for them until `settle`.
 
     `running` is the part that is under way, or that an error ended.
     """

@@ -28,7 +28,7 @@ MARK = "started"
 
 
 class Storage:
-    """Files in one folder on a local disk or on a filesystem that pyarrow knows.
+    """Keeps files in one folder, on a local disk or on a filesystem that pyarrow knows.
 
     Args:
         uri: a path, or a URI such as s3://BUCKET/FOLDER. Keys of object stores come from the environment or from the
@@ -58,7 +58,7 @@ class Storage:
         self._root = root.rstrip("/")
 
     def write(self, name: str, content: bytes) -> None:
-        """Puts a file there, whole or not at all: written beside and renamed, or one upload.
+        """Writes a file, whole or not at all: beside its place and renamed, or by one upload.
 
         Raises:
             OutputError: no space, no permission, no answer; what was there before is there still.
@@ -88,21 +88,21 @@ class Storage:
         return sorted(entry.base_name for entry in found if entry.type == pafs.FileType.File)
 
     def remove(self, name: str) -> None:
-        """Takes a file away; one that cannot be taken away stays, and is only logged."""
+        """Removes a file. One that cannot be removed stays, and that is only logged."""
         try:
             self._filesystem.delete_file(self._path(name))
         except OSError as error:
             log.warning("%s cannot be removed: %s", self.shown(name), _first_line(error))
 
     def clear(self) -> None:
-        """Takes the folder and its files away, as `remove` does."""
+        """Removes the folder and its files, as `remove` does."""
         try:
             self._filesystem.delete_dir(self._root)
         except OSError as error:
             log.info("%s is not removed: %s", self.uri, _first_line(error))
 
     def shown(self, name: str) -> str:
-        """Returns a file as a person writes it."""
+        """Returns a file's place as a person writes it."""
         return below(self.uri, name)
 
     def _path(self, name: str) -> str:
@@ -123,13 +123,16 @@ _REMEDY = (
 
 
 class StoredCheckpoints:
-    """The last KEEP checkpoints of one run, one file each, in a folder of a storage; `mark` comes before `save`."""
+    """Keeps the last KEEP checkpoints of one job, one file each, in a folder of a storage.
+
+    Call `mark` before `save`.
+    """
 
     def __init__(self, storage: str, run: str) -> None:
         self.storage = Storage(below(storage, run))
 
     def save(self, checkpoint: Checkpoint | None, metrics: dict[str, float]) -> None:
-        """Adds a checkpoint, then lets go of those that are too old.
+        """Adds a checkpoint, then removes those that are too old.
 
         Raises:
             OutputError: it cannot be written, or the note of `mark` is gone: a disk was unmounted, a bucket emptied.
@@ -143,11 +146,13 @@ class StoredCheckpoints:
             self.storage.remove(file_name(step))
 
     def mark(self, text: str) -> None:
-        """Leaves a note there before work starts: whether files can be written is known at once; raises OutputError."""
+        """Writes a note before work starts, so that it is known at once whether files can be written; raises
+        OutputError.
+        """
         self.storage.write(MARK, text.encode())
 
     def marked(self, text: str) -> bool:
-        """Returns whether the note is seen from here; raises CheckpointError where the storage does not answer."""
+        """Returns whether this process sees the note; raises CheckpointError where the storage does not answer."""
         return self.storage.read(MARK) == text.encode()
 
     def latest(self) -> Checkpoint | None:
@@ -191,7 +196,7 @@ class StoredCheckpoints:
 
 
 def below(storage: str, name: str) -> str:
-    """Returns what is called `name` in a storage, as a storage of its own; a URI keeps its options."""
+    """Returns the folder `name` of a storage, as a storage of its own; a URI keeps its options."""
     address, mark, options = storage.partition("?")
     return f"{address.rstrip('/')}/{name}{mark}{options}"
 

@@ -19,7 +19,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Tracker(Protocol):
-    """Where params, metrics and pictures of one run go.
+    """Takes the parameters, metrics and pictures of one job.
 
     Steps ascend under each name: a metric or picture at a step at or below the last one of its name is ignored, so a
     run that resumes from a checkpoint and repeats steps leaves no second row. Non-finite metrics raise and nothing of
@@ -98,7 +98,7 @@ class RecordingTracker:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one level with dotted keys: {"data": {"image_size": 32}} to {"data.image_size": 32}."""
+    """Flattens nested mappings to dotted keys: {"data": {"image_size": 32}} becomes {"data.image_size": 32}."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -109,7 +109,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def finite_metrics(values: Mapping[str, float], step: int) -> dict[str, float]:
-    """Returns the metrics as floats.
+    """Returns the metrics as floats, if all are finite.
 
     Raises:
         NonFiniteError: naming the first metric that is infinite or not a number.
