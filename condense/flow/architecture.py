@@ -25,7 +25,7 @@ Bijection = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class FlowDescription(Settings):
-    """Everything that rebuilds a flow's modules; the weights are beside it."""
+    """Describes a flow: everything that rebuilds its modules. The weights are beside it."""
 
     architecture: str = "glow"
     """glow, or autoregressive, which gives fewer bits from fewer CPU-seconds and measures more slowly."""
@@ -70,7 +70,7 @@ class FlowDescription(Settings):
 
 
 class Flow(nn.Module, ABC):
-    """An exact density of images and its bijection to latents; a member of the Density seam (see bits.py).
+    """Defines an exact density of images and its bijection to latents; a member of the Density seam (bits.py).
 
     Args:
         description: of this architecture.
@@ -87,33 +87,33 @@ class Flow(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """x (N, C, H, W) to the latents of each level, first level first, and the log-determinants (N,)."""
+        """Maps x (N, C, H, W) to the latents of each level, first level first, and the log-determinants (N,)."""
 
     @abstractmethod
     def decode(self, latents: Sequence[Tensor]) -> Tensor:
-        """Returns the latents of each level back to x (N, C, H, W): the inverse of `encode`."""
+        """Maps the latents of each level back to x (N, C, H, W): the inverse of `encode`."""
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """x (N, C, H, W) through its latents and back: x itself, but for rounding, where the flow is exact."""
+        """Maps x (N, C, H, W) to its latents and back: to x itself, but for rounding, where the flow is exact."""
         return self.decode(self.encode(x)[0])
 
     @abstractmethod
     def sample(self, count: int, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
-        """(count, C, H, W) draws x; values outside [-1/2, 1/2) are possible and have no 8-bit image.
+        """Draws x (count, C, H, W). Values outside [-1/2, 1/2) are possible and have no 8-bit image.
 
         `temperature` scales the spread of the base density.
         """
 
     @abstractmethod
     def initialise_(self, x: Tensor, generator: torch.Generator) -> None:
-        """Sets what has a good start in the data from the first batch x (N, C, H, W)."""
+        """Sets what has a good start in the data, from the first batch x (N, C, H, W)."""
 
     @abstractmethod
     def bijections(self, x: Tensor) -> Iterator[tuple[Bijection, Tensor]]:
         """Yields layers with their inputs at one place of x (1, C, H, W), each small enough for its whole Jacobian."""
 
     def fold_(self) -> None:
-        """Stores what is constant once training is over; nothing, unless an architecture has such."""
+        """Stores what is constant once training is over. It does nothing, unless an architecture has such constants."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -127,7 +127,7 @@ class Flow(nn.Module, ABC):
         return self._frozen_digest or tensors_digest(self.description.plain(), self.state_dict())
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """ln p(x) in nats, (N,), for x (N, C, H, W) in [-1/2, 1/2); differentiable in x."""
+        """Returns ln p(x) in nats, (N,), for x (N, C, H, W) in [-1/2, 1/2); differentiable in x."""
         return torch.stack([term.sum(dim=(1, 2)) for term in self.terms(x)]).sum(0)
 
     @torch.no_grad()
@@ -140,11 +140,11 @@ class Flow(nn.Module, ABC):
         return total
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the same as `log_prob`."""
+        """Does the same as `log_prob`."""
         return self.log_prob(x)
 
     def freeze_(self) -> Flow:
-        """No more training: parameters without gradient, constants folded, the digest fixed."""
+        """Ends training: parameters have no gradient, constants are folded, the digest is fixed."""
         self.eval().requires_grad_(False)
         self.fold_()
         self._frozen_digest = None
@@ -153,7 +153,7 @@ class Flow(nn.Module, ABC):
 
 
 def tensors_digest(description: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    """SHA-256, hexadecimal, over a description and named tensors: names, types, shapes and bytes."""
+    """Digests a description and named tensors by SHA-256: names, types, shapes and bytes."""
     hashed = hashlib.sha256(settings_digest(description).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

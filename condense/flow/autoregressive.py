@@ -61,12 +61,12 @@ class Autoregressive(Flow):
         return cast(list[Block], list(self._blocks))
 
     def terms(self, x: Tensor) -> list[Tensor]:
-        """ln p(x) of each block, (N, H / 2, W / 2), as one level."""
+        """Returns ln p(x) of each block, (N, H / 2, W / 2), as one level."""
         e, mixtures = self._conditionals(_blocks_of(x))
         return [mixtures.log_density(e).sum(1) - self.prediction.log_scale.sum()]
 
     def encode(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """x (N, C, H, W) to one level of latents (N, 4 C, H / 2, W / 2), and the log-determinants (N,)."""
+        """Maps x (N, C, H, W) to one level of latents (N, 4 C, H / 2, W / 2), and the log-determinants (N,)."""
         e, mixtures = self._conditionals(_blocks_of(x))
         z, log_slopes = mixtures.given(e).logits(e)
         places = z[0, 0, 0].numel()
@@ -74,7 +74,7 @@ class Autoregressive(Flow):
 
     @torch.no_grad()
     def decode(self, latents: Sequence[Tensor]) -> Tensor:
-        """Returns the latents back to x (N, C, H, W): one value after another, in minutes for large images."""
+        """Maps the latents back to x (N, C, H, W), one value after another: in minutes for large images."""
         (z,) = latents
 
         def block(h: Tensor, from_past: Tensor, row: int, column: int) -> Tensor:
@@ -90,7 +90,7 @@ class Autoregressive(Flow):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Returns each value from its latent and the true values before it, all at once.
+        """Computes each value from its latent and the true values before it, all at once.
 
         By induction over the values, `decode` gives x back if this does.
         """
@@ -102,7 +102,7 @@ class Autoregressive(Flow):
 
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
-        """(count, C, H, W) draws x; values outside [-1/2, 1/2) are possible and have no 8-bit image."""
+        """Draws x (count, C, H, W). Values outside [-1/2, 1/2) are possible and have no 8-bit image."""
 
         def uniform(*shape: int) -> Tensor:
             drawn = torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device)
@@ -136,7 +136,7 @@ class Autoregressive(Flow):
         self.prediction.initialise_(_blocks_of(x))
 
     def bijections(self, x: Tensor) -> Iterator[tuple[Bijection, Tensor]]:
-        """Yields the map of the block in the middle, given the blocks before; masks keep all others out of it."""
+        """Yields the map of the block in the middle, given the blocks before it. Masks keep all others out of it."""
         y = _blocks_of(x)
         row, column = y.shape[2] // 2, y.shape[3] // 2
         at = (slice(None), slice(None), slice(row, row + 1), slice(column, column + 1))

@@ -39,7 +39,7 @@ class Density(Protocol):
     def digest(self) -> str: ...
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """ln p(x) in nats, (N,), for x (N, C, H, W) in [-1/2, 1/2); finite and differentiable in x."""
+        """Returns ln p(x) in nats, (N,), for x (N, C, H, W) in [-1/2, 1/2); finite and differentiable in x."""
 
 
 class UniformDensity:
@@ -91,14 +91,14 @@ class BitsReport:
         return float(self.standard_errors.square().sum().sqrt()) / len(self.bits_per_dim)
 
     def of(self, chosen: Tensor) -> BitsReport:
-        """Returns the report of some of the images: `chosen` is a mask (N,) or row numbers."""
+        """Returns the report of some of the images; `chosen` is a mask (N,) or row numbers."""
         errors = None if self.standard_errors is None else self.standard_errors[chosen]
         kept = self.bits_per_dim[chosen], self.bits[chosen], self.png_bytes[chosen]
         return BitsReport(*kept, errors, self.draws, self.digest)
 
 
 def bits_per_dim(density: Density, images: Tensor, noise: torch.Generator | Tensor | None = None) -> Tensor:
-    """Returns bits per dimension of each image, differentiable in `images`.
+    """Computes the bits per dimension of each image, differentiable in `images`.
 
     Args:
         density: the yardstick.
@@ -131,7 +131,7 @@ def measure(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
 ) -> BitsReport:
-    """Returns bits of stored images, with seeded noise that depends on (seed, draw, index of the image) alone.
+    """Measures the bits of stored images, with noise that depends on (seed, draw, index of the image) alone.
 
     Args:
         density: the yardstick, on `device`.
@@ -161,15 +161,13 @@ def measure(
 
 
 def measuring_noise(shape: Sequence[int], rows: Iterable[int], *, seed: int, draw: int) -> Tensor:
-    """Returns the noise u (rows, C, H, W) of one draw that `measure` adds to the images in these rows; `shape` is (C,
-    H, W).
-    """
+    """Returns the noise u (rows, C, H, W) of one draw that `measure` adds to these rows; `shape` is (C, H, W)."""
     draws = (make_generator(seed, "dequantisation", step=draw, index=row) for row in rows)
     return torch.stack([torch.rand(tuple(shape), generator=draw) for draw in draws])
 
 
 def png_bytes(images: Tensor) -> Tensor:
-    """Returns size in bytes, (N,) int64, of each of the uint8 images (N, C, H, W) as an optimised PNG file."""
+    """Returns the size in bytes, (N,) int64, of each of the uint8 images (N, C, H, W) as an optimised PNG file."""
     return torch.tensor([_png_size(image) for image in images.cpu().numpy()], dtype=torch.int64)
 
 

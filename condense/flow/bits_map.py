@@ -31,7 +31,7 @@ class MappedDensity(Density, Protocol):
     """A density that says where its log-density comes from."""
 
     def log_prob_map(self, x: Tensor) -> Tensor:
-        """Returns nats per pixel, (N, H, W), for x (N, C, H, W); their sum over an image is `log_prob`, to rounding."""
+        """Returns nats per pixel, (N, H, W), for x (N, C, H, W). Their sum over an image is `log_prob`, to rounding."""
 
 
 @torch.no_grad()
@@ -44,8 +44,9 @@ def bits_map(
     draws: int = 1,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Returns bits of each pixel of stored images; adds up to what `bits.measure` says of them with the same seed and
-    draws.
+    """Maps the bits of each pixel of stored images.
+
+    They add up to what `bits.measure` finds with the same seed and draws.
 
     Args:
         density: the yardstick, on `device`.

@@ -43,7 +43,7 @@ _SUFFIX = {torch.float32: "float", torch.bfloat16: "bfloat"}
 
 @functools.cache
 def load_library() -> ctypes.CDLL | None:
-    """Returns the built kernels, or None without a compiler that builds them."""
+    """Builds the kernels if they are not built, and returns them; None without a compiler that builds them."""
     compiler = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
     if compiler is None or platform.system() != "Linux":
         log.warning("no gcc or clang on Linux here: on a CPU, a run takes two to three times as long as with one")
@@ -70,18 +70,18 @@ def load_library() -> ctypes.CDLL | None:
 
 
 def available(images: Tensor, precision: torch.dtype, channels: int) -> bool:
-    """Returns whether the kernels take activations of `precision` and so many channels where the images are."""
+    """Returns whether the kernels take activations of `precision`, and so many channels, where the images are."""
     fits = images.device.type == "cpu" and precision in _SUFFIX and channels <= MOST_CHANNELS
     return fits and load_library() is not None
 
 
 def weights_by_tap(weight: Tensor) -> Tensor:
-    """(..., O, I, 3, 3) to (..., 3, 3, I, O) float32, contiguous."""
+    """Returns weights (..., O, I, 3, 3) as (..., 3, 3, I, O) float32, contiguous."""
     return weight.movedim((-2, -1, -3, -4), (-4, -3, -2, -1)).float().contiguous()
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """(N, I, H, W) as contiguous (N, H, W, I)."""
+    """Returns images (N, I, H, W) as contiguous (N, H, W, I)."""
     return images.permute(0, 2, 3, 1).contiguous()
 
 
@@ -91,7 +91,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def on_threads(some: Callable[[slice], T], count: int, each: int) -> list[T]:
-    """Returns what `some` returns of parts of `count` images, or groups of them, on as many threads as PyTorch has.
+    """Returns what `some` returns for parts of `count` images, or groups of them, on as many threads as PyTorch has.
 
     each: numbers in one of them; a few are not worth a second thread.
     """
@@ -102,12 +102,12 @@ def on_threads(some: Callable[[slice], T], count: int, each: int) -> list[T]:
 
 
 def sum_shares(shares: Sequence[Tensor]) -> Tensor:
-    """Of one share itself: on one thread nothing is copied."""
+    """Sums shares. Of one share it returns the share itself: on one thread nothing is copied."""
     return functools.reduce(torch.add, shares)
 
 
 def call(name: str, activation: Tensor, *arguments: Tensor | int | ctypes.c_float) -> None:
-    """The kernel of that name for activations of this type.
+    """Calls the kernel of that name for activations of this type.
 
     Raises:
         CapacityError: it found no memory for its scratch.

@@ -48,7 +48,7 @@ def _multiplies_bfloat16() -> bool:
 
 
 def convolution(images: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
-    """3x3 convolution, padded by one, with weights of its own for each group of images.
+    """Convolves 3x3, padded by one, with weights of its own for each group of images.
 
     In bfloat16, with many channels, it is off by 1 %: what is summed is rounded, not only what is summed over.
 
@@ -83,7 +83,9 @@ def _to_neighbours(weights: Tensor) -> Tensor:
 
 
 def transposed(weights: Tensor) -> Tensor:
-    """(G, O, I, 3, 3) to (G, I, O, 3, 3), of the convolution that takes gradients back to the images."""
+    """Returns the weights (G, I, O, 3, 3) of the convolution that takes gradients back to the images, of (G, O, I, 3,
+    3).
+    """
     return weights.transpose(1, 2).flip(3, 4)
 
 

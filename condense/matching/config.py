@@ -69,7 +69,7 @@ class MatchingConfig(Settings):
     """Norm of a disturbance, as a share of the norm of the weights that it is added to."""
 
     def schedule(self, images_per_class: int) -> tuple[int, int]:
-        """(match steps, inner epochs) for any images per class."""
+        """Returns (match steps, inner epochs) for any number of images per class."""
         ipc = images_per_class
         steps, epochs = PUBLISHED.get(ipc, (min(ipc, 50), max(1, round(500 / ipc))))
         return self.steps or steps, epochs if self.inner_epochs is None else self.inner_epochs

@@ -27,7 +27,7 @@ from condense.workers.devices import allow_tf32, to_device
 
 
 class LearnerTraining:
-    """Starts and trains one network in place; its parameters need no gradient outside."""
+    """Starts and trains one network in place. Its parameters need no gradient outside."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class LearnerTraining:
         self._pool: dict[int, list[Tensor]] = {}
 
     def start_(self, step: int, match: int) -> None:
-        """The untrained network of an outer step; of a pool, the one for match step `match`, disturbed."""
+        """Makes the network the untrained one of an outer step; of a pool, the one of match step `match`, disturbed."""
         if self.matching.learner_training == "pool":
             self._take_from_pool_(match)
         else:
@@ -84,7 +84,9 @@ class LearnerTraining:
                 parameter.add_((noise * scale).view_as(kept), alpha=self.matching.pool_noise)
 
     def train_on_synthetic_(self, images: Tensor, match: int, epochs: int, soft: Tensor | None = None) -> None:
-        """Epochs of SGD on the whole synthetic set, of which the slice has images (C, n, channels, H, W) in [0, 1].
+        """Trains for some epochs of SGD on the whole synthetic set.
+
+        The slice has its images (C, n, channels, H, W) in [0, 1].
 
         soft: their labels (C, n, classes) where they are not hard.
         """
@@ -101,7 +103,7 @@ class LearnerTraining:
                 self._step_(inputs, [(1.0, labels)], len(batch))
 
     def train_on_real_(self, match: int, *, purpose: str = "learner-images") -> None:
-        """One pass of SGD over `learner_images` real images, as many of each class, which all workers share."""
+        """Trains for one pass of SGD over `learner_images` real images, as many of each class; workers share them."""
         per_class = max(1, self.matching.learner_images // self.class_count)
         drawn = self.batches.random(match, size=per_class, purpose=purpose)
         whole = self.normalisation.apply(to_float(self.collective.gather(drawn))).flatten(0, 1)
@@ -119,14 +121,16 @@ class LearnerTraining:
             self._step_(own, [(weight, to_device(labels, own.device)) for weight, labels in targets], len(batch))
 
     def _augmented(self, images: Tensor, mine: Tensor, draws: torch.Generator) -> Tensor:
-        """Returns the images of a batch that `mine` marks, augmented by numbers drawn for the whole batch."""
+        """Augments the images of a batch that `mine` marks, by numbers drawn for the whole batch."""
         for draw in draw_transforms(self.matching.augment, draws, len(mine), flip=self.flip):
             images = augment(images, draw._replace(numbers=draw.numbers[mine])) if len(images) else images
         return images
 
     @allow_tf32()
     def _step_(self, images: Tensor, targets: list[tuple[float, Tensor]], count: int) -> None:
-        """One step of SGD on the mean loss of a batch of `count`, of which these normalised images are the slice's."""
+        """Does one step of SGD on the mean loss of a batch of `count`, of which these normalised images are the
+        slice's.
+        """
         parameters: list[Tensor] = list(self.network.parameters())
         if len(images):
             with torch.enable_grad():
@@ -146,7 +150,8 @@ class LearnerTraining:
 
 
 def cutmix(images: Tensor, others: Tensor, draws: torch.Generator) -> tuple[Tensor, float]:
-    """Returns images (N, C, H, W) with one box from the others, and the share of each image that is kept.
+    """Puts one box of the others into the images (N, C, H, W), and returns them with the share of each image that is
+    kept.
 
     Yun et al. 2019 with Beta(1, 1), that is a uniform share of the area, and a box of the image's proportions around a
     uniform centre, cut at the border.

@@ -30,7 +30,7 @@ Canvas = NDArray[np.uint8]
 
 
 def spread(values: Tensor, count: int) -> Tensor:
-    """Returns places of `count` of the values (N,), evenly over their ranks from least to most; of all where N <=
+    """Chooses the places of `count` of the values (N,), evenly over their ranks from least to most; all where N <=
     count.
     """
     order = values.argsort(stable=True)
@@ -38,7 +38,7 @@ def spread(values: Tensor, count: int) -> Tensor:
 
 
 def sorted_images(images: Tensor, bits_per_dim: Tensor, png: Tensor, names: Sequence[str], title: str) -> bytes:
-    """Returns images from least to most bits, at most SHOWN of them evenly over the ranks, with class, bits and PNG
+    """Draws images from least to most bits, at most SHOWN of them evenly over the ranks, with class, bits and PNG
     bytes.
 
     Args:
@@ -58,7 +58,7 @@ def sorted_images(images: Tensor, bits_per_dim: Tensor, png: Tensor, names: Sequ
 
 
 def maps(images: Tensor, bits: Tensor, bits_per_dim: Tensor, title: str) -> bytes:
-    """Returns each image beside the map of its bits, on one colour scale.
+    """Draws each image beside the map of its bits, on one colour scale.
 
     Args:
         images: uint8 (M, C, H, W).
@@ -77,8 +77,9 @@ def maps(images: Tensor, bits: Tensor, bits_per_dim: Tensor, title: str) -> byte
 
 
 def histogram(flow: Tensor, png: Tensor, title: str, bins: int = 40) -> bytes:
-    """Returns two histograms over one axis of bits per dim: under the flow, and as PNG files; the dashed line is the
-    mean.
+    """Draws two histograms over one axis of bits per dim: under the flow, and as PNG files.
+
+    The dashed line is the mean.
 
     Args:
         flow: (N,) bits per dim under the flow.
