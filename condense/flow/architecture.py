@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from condense.settings import Settings
@@ -41,15 +41,6 @@ class FlowDescription(Settings):
     """Width of the networks."""
     components: int = Field(default=3, ge=1, le=32)
     """Logistics in the base density's mixtures."""
-
-    @field_validator("architecture")
-    @classmethod
-    def _architecture_known(cls, value: str) -> str:
-        from condense.flow.registry import ARCHITECTURES  # which imports the classes, and they this module
-
-        if value not in ARCHITECTURES:
-            raise ValueError(f"unknown architecture {value!r}; one of: {', '.join(sorted(ARCHITECTURES))}")
-        return value
 
     @model_validator(mode="after")
     def _last_level_has_pixels(self) -> FlowDescription:

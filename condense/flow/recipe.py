@@ -6,10 +6,11 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from condense.flow.architecture import FlowDescription
 from condense.flow.mixture import Augmentation
+from condense.flow.registry import ARCHITECTURES, unknown
 from condense.flow.store import load_card
 from condense.settings import Settings, without_passwords
 from condense.settings import digest as settings_digest
@@ -99,6 +100,13 @@ class FlowFitConfig(Settings):
     """The folder or s3://BUCKET/FOLDER that workers' checkpoints go to; all nodes share it."""
     tracking_uri: str = "sqlite:///mlflow.db"
     """The MLflow server or SQLite file; none keeps no records."""
+
+    @field_validator("architecture")
+    @classmethod
+    def _architecture_known(cls, value: FlowDescription) -> FlowDescription:
+        if value.architecture not in ARCHITECTURES:
+            raise ValueError(unknown(value.architecture))
+        return value
 
     @model_validator(mode="after")
     def _each_worker_has_images(self) -> FlowFitConfig:

@@ -6,10 +6,11 @@ import pickle
 import pytest
 import torch
 
-from condense.errors import ConfigError
+from condense.errors import ConfigError, FlowError
 from condense.flow.architecture import Flow, FlowDescription
 from condense.flow.bits import Density
 from condense.flow.glow import Glow
+from condense.flow.recipe import FlowFitConfig
 from condense.flow.registry import ARCHITECTURES, build
 from condense.seeding import generator
 from condense.settings import validate
@@ -132,5 +133,7 @@ def test_every_architecture_builds_a_flow_from_its_description() -> None:
 
 
 def test_an_unknown_architecture_is_refused() -> None:
-    with pytest.raises(ConfigError, match="architecture"):
-        validate(FlowDescription, {"architecture": "pixelcnn"}, where="test")
+    with pytest.raises(FlowError, match="unknown architecture 'pixelcnn'; one of: autoregressive, glow"):
+        build(FlowDescription(architecture="pixelcnn"))
+    with pytest.raises(ConfigError, match="unknown architecture 'pixelcnn'; one of: autoregressive, glow"):
+        validate(FlowFitConfig, {"source": "digits", "architecture": {"architecture": "pixelcnn"}}, where="test")
