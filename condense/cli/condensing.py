@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from condense.cli.options import STORE, Overrides, Tracking, progress_bar, uri_option
+from condense.cli.options import REFERENCE, STORE, Overrides, Tracking, progress_bar, uri_option
 
 
 def run(
@@ -85,7 +85,7 @@ def tune(
 
 
 def evaluate(
-    dataset: Annotated[str, typer.Argument(help="A condensed Parquet file or folder, or NAME[@alias|/version].")],
+    dataset: Annotated[str, typer.Argument(help=f"A condensed Parquet file or folder, or {REFERENCE}.")],
     source: Annotated[str | None, typer.Option(help="Where the real data is now.")] = None,
     recipe: Annotated[str | None, typer.Option(help="dc, dc-augmented or dsa; the file's own by default.")] = None,
     learners: Annotated[int | None, typer.Option(min=1, help="Fresh networks to train.")] = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from condense.cli.options import STORE, Tracking
+from condense.cli.options import REFERENCE, STORE, Tracking
 
 app = typer.Typer(help="List, show, download and register condensed datasets.", no_args_is_help=True)
 
@@ -50,9 +50,7 @@ def list_(tracking_uri: Tracking = STORE) -> None:
 
 
 @app.command()
-def show(
-    reference: Annotated[str, typer.Argument(help="NAME[@alias|/version]")], tracking_uri: Tracking = STORE
-) -> None:
+def show(reference: Annotated[str, typer.Argument(help=REFERENCE)], tracking_uri: Tracking = STORE) -> None:
     """One version: its tags and aliases."""
     from cluster import registry
     from condense.reports import console
@@ -64,7 +62,7 @@ def show(
 
 @app.command()
 def download(
-    reference: Annotated[str, typer.Argument(help="NAME[@alias|/version]")],
+    reference: Annotated[str, typer.Argument(help=REFERENCE)],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write to.")] = Path(),
     force: Annotated[bool, typer.Option(help="Replace files that differ.")] = False,
     tracking_uri: Tracking = STORE,

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from condense.cli.options import STORE, Tracking
+from condense.cli.options import REFERENCE, STORE, Tracking
 
 
 def bits(
     what: Annotated[
-        str, typer.Argument(help="A source (digits, parquet:FILE ...), a file or folder, or NAME[@alias|/version].")
+        str, typer.Argument(help=f"A source (digits, parquet:FILE ...), a file or folder, or {REFERENCE}.")
     ],
     overrides: Annotated[
         list[str] | None,

@@ -11,6 +11,8 @@ import typer
 if TYPE_CHECKING:
     from condense.workers.context import Progress
 
+REFERENCE = r"NAME\[@alias|/version]"  # in help texts, which Rich takes for markup where the bracket is not escaped
+
 STORE = "sqlite:///mlflow.db"  # as in condense.api, which is imported where it is used
 
 Overrides = Annotated[

@@ -228,3 +228,8 @@ def test_an_error_of_the_installed_command_is_one_message_and_exit_code_two(tmp_
     refused(Outcome(ended.returncode, ended.stdout, ended.stderr), "absent.yaml")
     assert ended.stdout == ""
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [("evaluate",), ("bits",), ("datasets", "show"), ("datasets", "download")])
+def test_help_shows_how_a_registered_dataset_is_named(condense: Command, words: tuple[str, ...]) -> None:
+    assert "NAME[@alias|/version]" in "".join(condense(*words, "--help").out.split())
