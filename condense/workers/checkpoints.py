@@ -7,10 +7,14 @@ seed and the step.
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from condense.errors import CheckpointError
@@ -115,19 +119,36 @@ def read(path: Path) -> Checkpoint:
 
 def pack(checkpoint: Checkpoint) -> bytes:
     """Packs a checkpoint as the content of a safetensors file."""
-    header = {"step": checkpoint.step, "identity": checkpoint.identity, "scalars": checkpoint.scalars}
+    header: dict[str, Any] = {
+        "step": checkpoint.step,
+        "identity": checkpoint.identity,
+        "scalars": checkpoint.scalars,
+    }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    return pack_tensors(tensors, header)
+    return pack_tensors(tensors, header | {"checksum": _checksum(tensors, header)})
 
 
 def unpack(content: bytes, where: str) -> Checkpoint:
     """Unpacks what `pack` packed; `where` names it in the error.
 
     Raises:
-        CheckpointError: it is truncated or is no checkpoint.
+        CheckpointError: it is truncated, altered, or no checkpoint.
     """
     try:
         tensors, header = unpack_tensors(content)
+        stated = header.pop("checksum", None)  # checkpoints of version 0.1.0 have none
+        if stated not in (None, _checksum(tensors, header)):
+            raise ValueError("is damaged: its content does not have the checksum that it was written with")
         return Checkpoint(int(header["step"]), str(header["identity"]), tensors, dict(header["scalars"]))
     except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"checkpoint {where} {error}", "delete it to start this run anew") from None
+
+
+def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    """SHA-256 over the header and every tensor's name, type, shape and bytes."""
+    hashed = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        hashed.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}".encode())
+        hashed.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
