@@ -10,11 +10,12 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
 from condense.condensation.config import RunConfig
 from condense.flow.recipe import FlowFitConfig
+from condense.synthetic.config import RECIPES, ImagesConfig
 from tuning.space import SearchConfig
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -45,6 +46,7 @@ def page() -> str:
 def _table(model: type[BaseModel], prefix: str) -> str:
     """The keys of a model, and below them a table for each part that has keys of its own."""
     rows, parts = ["| key | values | default | meaning |", "|---|---|---|---|"], []
+    made = _made(model)
     for name, field in model.model_fields.items():
         inner = _models(field.annotation)
         if inner:
@@ -53,12 +55,31 @@ def _table(model: type[BaseModel], prefix: str) -> str:
             if field.annotation is inner[0]:
                 continue
         meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-        rows.append(f"| `{prefix}{name}` | {_values(field)} | {_default(field)} | {meaning} |")
+        rows.append(f"| `{prefix}{name}` | {_values(field)} | {_default(name, field, made)} | {meaning} |")
     text = "\n".join(rows) + "\n"
+    if model is ImagesConfig:
+        text += _recipes(prefix)
     for key, part, meaning in parts:
         summary = " ".join((part.__doc__ or "").split())
         text += f"\n### `{key}`\n\n{summary or meaning}\n\n{_table(part, f'{key}.')}"
     return text
+
+
+def _made(model: type[BaseModel]) -> BaseModel | None:
+    """A model as its defaults make it, where no key is needed: a recipe may fill in other values than the fields'."""
+    try:
+        return model()
+    except ValidationError:
+        return None
+
+
+def _recipes(prefix: str) -> str:
+    """What each recipe of the images fills in."""
+    rows = [
+        f"| `{recipe}` | {', '.join(f'`{prefix}{key}={value}`' for key, value in values.items())} |"
+        for recipe, values in sorted(RECIPES.items())
+    ]
+    return "\n".join(["\n| recipe | fills in, where you give no value |", "|---|---|", *rows]) + "\n"
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
@@ -96,10 +117,10 @@ def _types(annotation: Any) -> list[str]:
     return ["see below"]
 
 
-def _default(field: Any) -> str:
+def _default(name: str, field: Any, made: BaseModel | None) -> str:
     if field.default is PydanticUndefined:
         return "needed" if field.default_factory is None else "empty"
-    value = field.default
+    value = field.default if made is None else getattr(made, name)
     if isinstance(value, BaseModel):
         return "see below"
     if isinstance(value, bool) or value is None:

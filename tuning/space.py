@@ -35,11 +35,11 @@ class Domain(Settings):
     """The values that one field may take."""
 
     log_uniform: tuple[float, float] | None = None
-    """[low, high], uniform in the logarithm."""
+    """[low, high]: a value between them, uniform in its logarithm. low is above 0."""
     uniform: tuple[float, float] | None = None
-    """[low, high]."""
+    """[low, high]: a value between them, uniform."""
     choice: tuple[bool | int | float | str, ...] | None = None
-    """[value, ...]."""
+    """[value, ...]: one of these values."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Domain:
@@ -114,11 +114,13 @@ class SearchConfig(Settings):
     kilobits; target-accuracy, the cheapest set at accuracy.
     """
     kilobits: float | None = Field(None, gt=0)
-    """Of mode best-under-budget: kilobits of the whole set."""
+    """The most kilobits that the whole set may cost; only with mode best-under-budget."""
     accuracy: float | None = Field(None, gt=0, le=100)
-    """Of mode target-accuracy: validation accuracy, percent."""
+    """The validation accuracy to reach, in percent; only with mode target-accuracy."""
     sampler: Literal["tpe", "nsga2", "random", "grid"] = "tpe"
-    """tpe, nsga2, random, or grid: every combination of the values in choice, in an order that the seed decides."""
+    """What suggests trials: tpe, nsga2, random, or grid, which takes every combination of the values in choice, in an
+    order that the seed decides.
+    """
     early_stopping: EarlyStopping | None = EarlyStopping()
     """When a trial is stopped before its end; null never does."""
     warm_start: WarmStart | None = None

@@ -54,7 +54,9 @@ class RunConfig(Settings):
     replicas: int = Field(1, ge=1)
     """Networks drawn for each match step, whose gradients at the images are averaged."""
     time_budget_s: float | None = Field(None, gt=0)
-    """Seconds from the workers' start to the tested set, instead of outer_steps: as many are done as fit in."""
+    """Seconds from the workers' start to the tested set, instead of outer_steps: as many are done as fit in.
+    `--budget 10m` sets it.
+    """
     seed: int = Field(0, ge=0)
     """The seed of everything that is drawn."""
     flow: str = "auto"

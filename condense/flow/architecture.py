@@ -114,7 +114,7 @@ class Flow(nn.Module, ABC):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the description and every tensor: the identity of the yardstick."""
+        """SHA-256 over the description and every tensor, the identity of the yardstick."""
         return self._frozen_digest or tensors_digest(self.description.plain(), self.state_dict())
 
     def log_prob(self, x: Tensor) -> Tensor:

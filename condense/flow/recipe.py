@@ -57,9 +57,9 @@ class FlowFitConfig(Settings):
     learning_rate: float = Field(5e-3, gt=0)
     """The learning rate after the warm-up."""
     optimiser: Literal["adam", "muon"] = "adam"
-    """adam or muon."""
+    """What updates the weights: adam or muon."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """cosine brings the learning rate to zero at the last step."""
+    """constant keeps the learning rate; cosine brings it down to zero at the last step."""
     warmup_steps: int = Field(50, ge=0)
     """Steps in which the learning rate rises."""
     gradient_norm: float = Field(50.0, gt=0)

@@ -46,16 +46,16 @@ class ImagesConfig(Settings):
     optimizer: Literal["adam", "sgd"] = "adam"
     """The optimiser of the images."""
     learning_rate: float = Field(0.1, gt=0)
-    """Its learning rate."""
+    """The learning rate of that optimiser."""
     betas: tuple[float, float] = (0.5, 0.99)
-    """Of adam."""
+    """Decay rates of Adam's means of the gradient and of its square, from 0 to 1; only with adam."""
     momentum: float = Field(0.5, ge=0, lt=1)
-    """Of sgd."""
+    """The momentum; only with sgd."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """cosine brings the learning rate down to zero at the end of the run."""
+    """constant keeps the learning rate; cosine brings it down to zero at the end of the run."""
     labels: Labels = "hard"
-    """hard, or soft: a distribution over the classes for each image, learned with its pixels; a byte for each class,
-    counted as bits.
+    """hard gives each image one class; soft gives it a distribution over the classes, learned with its pixels, at a
+    byte for each class, counted as bits.
     """
     label_learning_rate: float = Field(0.1, gt=0)
     """The learning rate of soft labels' logits."""
