@@ -48,7 +48,7 @@ check: lint test ## what CI runs
 
 docs: setup ## build the pages in docs/_build/html, with warnings as errors
 	$(BIN)/python docs/generate_configuration.py
-	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs docs/_build/html
 
 gpu-check: setup ## the GPU tests and benchmarks in one table, under 20 minutes; DATA=FOLDER of Parquet files
 	$(BIN)/python -m benchmarks gpu-check --out gpu-check.md $(if $(DATA),--data $(DATA))
