@@ -104,5 +104,5 @@ def check_matching(objective: str, matching: MatchingConfig) -> None:
         raise ConfigError(
             f"matching.inner_epochs counts epochs on the synthetic set, matching.learner_training is "
             f"{matching.learner_training}",
-            "leave matching.inner_epochs out, or set matching.learner_images",
+            "leave matching.inner_epochs out, or set matching.learner_training to synthetic",
         )

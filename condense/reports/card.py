@@ -20,7 +20,7 @@ BITS = "bits.png"
 CONTROLS = {
     "random_real": "random real images",
     "kmeans_real": "real images chosen by k-means",
-    "jpeg_real": "real images, JPEG at the same bits",
+    "jpeg_real": "the random real images as JPEG",
 }
 MISSING = "-"
 NAMED_CLASSES = 50  # more class names than this do not fit into a sentence
@@ -73,6 +73,12 @@ def _summary(dataset: CondensedDataset) -> str:
     return text
 
 
+def _title(key: str, control: Mapping[str, Any]) -> str:
+    """Names a control. JPEG has its quality: at the lowest, 1, it may still cost more bits than the set."""
+    quality = control.get("quality")
+    return CONTROLS[key] if quality is None else f"{CONTROLS[key]}, quality {quality}"
+
+
 def _accuracy(dataset: CondensedDataset) -> str:
     evaluation = _part(dataset.provenance, "evaluation")
     controls = _part(dataset.provenance, "controls")
@@ -83,7 +89,7 @@ def _accuracy(dataset: CondensedDataset) -> str:
         return f"## Accuracy\n\nAccuracy on the validation split: {chosen:.1f} %. The test split was not read."
     ours = {**evaluation, "bits_per_dim": _mean_bits(dataset)}
     rows = [("**this dataset**", ours)]
-    rows += [(title, controls[key]) for key, title in CONTROLS.items() if key in controls]
+    rows += [(_title(key, controls[key]), controls[key]) for key in CONTROLS if key in controls]
     rows += [(_cell(key), control) for key, control in controls.items() if key not in CONTROLS]
     table = _table(
         ("trained on", "test accuracy (%)", "bits per dim"),

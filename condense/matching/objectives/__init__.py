@@ -17,6 +17,7 @@ Neither sees augmentation, decoding or bits: the engine hands over images as lea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -50,7 +51,7 @@ class Objective(Protocol):
         """Both halves at once: (C,)."""
 
 
-OBJECTIVES: dict[str, type[GradientMatching] | type[DistributionMatching]] = {
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "gradient": GradientMatching,
     "distribution": DistributionMatching,
 }
