@@ -19,6 +19,7 @@ from condense.flow.recipe import FlowFitConfig
 from condense.flow.store import check_writable
 from condense.settings import validate, without_passwords
 from condense.workers.context import Progress, WorkerContext
+from condense.workers.interruption import RESUMING
 from condense.workers.storage import StoredCheckpoints
 from condense.workers.tracking import NullTracker, Tracker
 
@@ -82,7 +83,7 @@ def _fit(
     if not resume:
         kept.forget()
     job = partial(_train, config.model_dump(mode="json"))
-    fitted = on_workers(job, run, config, config.batch_size, tracker, progress)
+    fitted = on_workers(job, run, config, config.batch_size, tracker, progress, again=RESUMING)
     assert isinstance(fitted, Fitted)
     result = store(fitted, config)
     kept.forget()

@@ -16,6 +16,7 @@ from rich.text import Text
 from cluster import registry
 from condense.condensation.config import RunConfig
 from condense.reports import console
+from condense.workers.interruption import RESUMING
 from tuning.journal import Journal, Trial
 from tuning.publish import Outcome
 from tuning.score import front
@@ -81,7 +82,11 @@ def show_outcome(search: SearchConfig, outcome: Outcome) -> None:
         ranked = ", ".join(f"{key} {value:.2f}" for key, value in sorted(values.items(), key=lambda item: -item[1]))
         console.out.print(f"what decides {objective} ({outcome.importance.method}): {ranked}")
     if outcome.missing:
-        console.out.print(f"{outcome.missing} of {search.trials} trials are not over: condense tune --resume goes on")
+        over = search.trials - outcome.missing
+        console.out.print(
+            f"stopped with {over} of {search.trials} trials over, time_budget_s is spent;"
+            f" {RESUMING} and more of it goes on"
+        )
     if outcome.best is None:
         console.out.print(f"no set keeps within mode {search.mode}: the alias best was left where it is")
     elif "version" in outcome.best.result:

@@ -27,7 +27,13 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
     from condense.reports import console
 
     with console.progress_shown() as show:
-        yield lambda at: show(at.stage, at.done, at.total, at.values)
+
+        def tell(at: Progress) -> None:
+            if at.message:
+                console.out.print(at.message)
+            show(at.stage, at.done, at.total, at.values)
+
+        yield tell
 
 
 def uri_option(tracking_uri: str) -> str:

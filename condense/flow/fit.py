@@ -9,7 +9,6 @@ steps, not seconds.
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -38,10 +37,9 @@ from condense.workers.checkpoints import LocalCheckpoints
 from condense.workers.collective import Alone, raise_together, sum_all_
 from condense.workers.context import Progress, WorkerContext
 from condense.workers.devices import local_device
+from condense.workers.interruption import RESUMING, interruption_explained
 from condense.workers.memory import keep_freed_memory
 from condense.workers.tracking import NullTracker, Tracker
-
-log = logging.getLogger(__name__)
 
 SAMPLES = 36  # pictures of what the flow has learned, at each evaluation
 SAMPLE_TEMPERATURE = 0.7  # of the base density: at 1, a flow this small draws mostly noise
@@ -89,8 +87,13 @@ def fit(
     if not resume:
         config.checkpoint.unlink(missing_ok=True)
     checkpoints = LocalCheckpoints(config.checkpoint.parent, config.checkpoint.name)
-    tell = progress or (lambda at: None)
-    fitted = train(config, WorkerContext(Alone(), tracker or NullTracker(), checkpoints, tell, local_device()))
+
+    def kept() -> int:
+        latest = checkpoints.latest()
+        return 0 if latest is None else latest.step
+
+    with interruption_explained(progress or (lambda at: None), kept, RESUMING) as tell:
+        fitted = train(config, WorkerContext(Alone(), tracker or NullTracker(), checkpoints, tell, local_device()))
     assert fitted is not None
     return store(fitted, config)
 
@@ -117,8 +120,8 @@ def train(config: FlowFitConfig, context: WorkerContext) -> Fitted | None:
     checkpoint = context.checkpoints.latest()
     if checkpoint is not None:
         restore_(state, checkpoint, identity)
-        log.info("%s: resumed at step %d", config.name, state.step)
-    first = context.collective.rank == 0
+        context.going_on("fitting", state.step, config.steps)
+    first = context.first
     clock.before = state.cpu_seconds, state.seconds
     tracked_every = max(1, config.steps // TRACKED_POINTS)
     while state.step < config.steps:
