@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from condense.cli.options import REFERENCE, STORE, Overrides, Tracking, progress_bar, uri_option
+from condense.cli.options import ANEW, REFERENCE, STORE, Overrides, Tracking, progress_bar, show_repeat, uri_option
 
 
 def run(
@@ -17,10 +17,12 @@ def run(
         str | None,
         typer.Option(help="Time to use, as in 10m: as many outer steps are done as fit in."),
     ] = None,
+    anew: Annotated[bool, typer.Option("--anew", help=ANEW)] = False,
 ) -> None:
     """Condense a dataset: train, evaluate, write the Parquet, register a version in MLflow.
 
-    Interrupted? Run the same command again: it goes on from the last checkpoint. Where a core is free,
+    Interrupted? Run the same command again: it goes on from the last checkpoint. Finished? Then it says at once where
+    the dataset is. Where a core is free,
     evaluation.beside=true evaluates in a process of its own while training goes on.
     """
     from condense import api
@@ -34,8 +36,10 @@ def run(
     needs_no_cluster(resolved)  # says what is missing before anything is shown
     console.show_config(f"condense run {config}", resolved.as_dict())
     with progress_bar() as progress:
-        result = api.run(resolved, progress=progress)
+        result = api.run(resolved, anew=anew, progress=progress)
     dataset = result.dataset
+    if result.repeated:
+        show_repeat(result.version or str(result.path))
     console.show_result(dataset.provenance, len(dataset.class_names), len(dataset.images))
     console.out.print(f"dataset  {result.path}")
     if result.version is not None and result.run_id is not None:
@@ -74,11 +78,17 @@ def tune(
     """Search for the trade-off between accuracy and bits; ends in a front of registered datasets."""
     from condense import api
     from condense.reports import console
-    from tuning import terminal
+    from tuning import journal, terminal
     from tuning.space import resolve_search
 
     resolved = resolve_search(config, overrides or [])
     console.show_config(f"condense tune {config}", resolved.as_dict())
+    if not resume and journal.is_over(resolved):
+        console.out.print(
+            f"already made: search {resolved.name}, {resolved.trials} of {resolved.trials} trials over, nothing to do"
+            " (--resume shows its front again)"
+        )
+        return
     with terminal.show_progress(resolved) as changed:
         outcome = api.tune(resolved, resume=resume, changed=changed)
     terminal.show_outcome(resolved, outcome)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 REFERENCE = r"NAME\[@alias|/version]"  # in help texts, which Rich takes for markup where the bracket is not escaped
 
+ANEW = "Compute it even if the same command has made it before."
+
 STORE = "sqlite:///mlflow.db"  # as in condense.api, which is imported where it is used
 
 Overrides = Annotated[
@@ -34,6 +36,15 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
             show(at.stage, at.done, at.total, at.values)
 
         yield tell
+
+
+def show_repeat(made: str) -> None:
+    """Says that an earlier command has made the same: NAME/NUMBER of a version, or a file."""
+    from condense.reports import console
+
+    name, _, number = made.rpartition("/")
+    what = f"version {number} of {name}" if number.isdecimal() else made
+    console.out.print(f"already made: {what}, nothing to do (--anew computes it again)")
 
 
 def uri_option(tracking_uri: str) -> str:
