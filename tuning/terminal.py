@@ -35,7 +35,7 @@ def show_progress(search: SearchConfig) -> Iterator[Callable[[Journal], None]]:
             nonlocal told
             over = {trial.number for trial in journal.trials.values() if trial.status != "running"}
             for number in sorted(over - (told or set())):
-                console.out.print(_line(search, journal, journal.trials[number]), markup=False)
+                console.out.print(_line(search, journal, journal.trials[number]))
             told = over
             sys.stdout.flush()
 
@@ -90,7 +90,7 @@ def show_outcome(search: SearchConfig, outcome: Outcome) -> None:
     if outcome.best is None:
         console.out.print(f"no set keeps within mode {search.mode}: the alias best was left where it is")
     elif "version" in outcome.best.result:
-        console.out.print(f"download condense datasets download {search.name}@best -o DIR{option}")
+        console.out.print(f"download condense datasets download {search.name}@best{option}")
     url = registry.compare_url(
         uri, [outcome.parent, *(m.result["run_id"] for m in outcome.members if "run_id" in m.result)]
     )

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from condense.cli import condensing, datasets, flows, measuring
+from condense.cli import condensing, datasets, examples, flows, measuring
 from condense.errors import CondenseError
 
 DEBUG = "--debug"
@@ -18,7 +18,7 @@ DEBUG = "--debug"
 app = typer.Typer(
     name="condense",
     help="Turn an image dataset into a tiny synthetic one that trains a network nearly as well and costs few bits.",
-    epilog="Start with: condense run examples/quickstart.yaml",
+    epilog="Start with: condense run quickstart",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -32,6 +32,7 @@ def _options(
     """Options of every command."""
 
 
+app.command()(examples.init)
 app.command()(condensing.run)
 app.command()(condensing.estimate)
 app.command()(condensing.tune)

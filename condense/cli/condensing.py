@@ -7,11 +7,22 @@ from typing import Annotated
 
 import typer
 
-from condense.cli.options import ANEW, REFERENCE, STORE, Overrides, Tracking, progress_bar, show_repeat, uri_option
+from condense.cli.options import (
+    ANEW,
+    CONFIG,
+    REFERENCE,
+    STORE,
+    Overrides,
+    Tracking,
+    progress_bar,
+    show_repeat,
+    uri_option,
+)
+from condense.example_files import located
 
 
 def run(
-    config: Annotated[Path, typer.Argument(help="YAML file, such as examples/quickstart.yaml.")],
+    config: Annotated[Path, typer.Argument(help=CONFIG.format("quickstart"))],
     overrides: Overrides = None,
     budget: Annotated[
         str | None,
@@ -34,7 +45,7 @@ def run(
     within = [] if budget is None else [f"time_budget_s={parse_duration(budget)}"]
     resolved = api.resolve_config(RunConfig, config, [*(overrides or []), *within])
     needs_no_cluster(resolved)  # says what is missing before anything is shown
-    console.show_config(f"condense run {config}", resolved.as_dict())
+    console.show_config(f"condense run {located(config)}", resolved.as_dict())
     with progress_bar() as progress:
         result = api.run(resolved, anew=anew, progress=progress)
     dataset = result.dataset
@@ -47,7 +58,7 @@ def run(
 
         uri = uri_option(resolved.tracking_uri)
         console.out.print(f"version  {result.version} (MLflow run {result.run_id})")
-        console.out.print(f"download condense datasets download {result.version} -o DIR{uri}")
+        console.out.print(f"download condense datasets download {result.version}{uri}")
         console.out.print(
             f"compare  condense ui{uri}, then {registry.compare_url(resolved.tracking_uri, [result.run_id])}"
         )
@@ -55,7 +66,7 @@ def run(
 
 
 def estimate(
-    config: Annotated[Path, typer.Argument(help="YAML file, such as examples/quickstart.yaml.")],
+    config: Annotated[Path, typer.Argument(help=CONFIG.format("quickstart"))],
     overrides: Overrides = None,
 ) -> None:
     """Say what a run will take on machines like this one: time, memory, checkpoints, the best number of workers.
@@ -67,11 +78,11 @@ def estimate(
     from condense.reports import console
     from condense.settings import resolve
 
-    console.show_estimate(str(config), estimated(resolve(RunConfig, config, overrides or [])))
+    console.show_estimate(str(located(config)), estimated(resolve(RunConfig, config, overrides or [])))
 
 
 def tune(
-    config: Annotated[Path, typer.Argument(help="YAML file, such as examples/search.yaml.")],
+    config: Annotated[Path, typer.Argument(help=CONFIG.format("search"))],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Go on with the search of this name.")] = False,
 ) -> None:
@@ -82,7 +93,7 @@ def tune(
     from tuning.space import resolve_search
 
     resolved = resolve_search(config, overrides or [])
-    console.show_config(f"condense tune {config}", resolved.as_dict())
+    console.show_config(f"condense tune {located(config)}", resolved.as_dict())
     if not resume and journal.is_over(resolved):
         console.out.print(
             f"already made: search {resolved.name}, {resolved.trials} of {resolved.trials} trials over, nothing to do"

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from condense.cli.options import ANEW, STORE, Overrides, Tracking, progress_bar, show_repeat
+from condense.cli.options import ANEW, CONFIG, STORE, Overrides, Tracking, progress_bar, show_repeat
+from condense.example_files import located
 
 app = typer.Typer(help="Train, list and show flows, the yardsticks that bits are measured with.", no_args_is_help=True)
 
@@ -45,7 +46,7 @@ def show_flow(
 
 @app.command()
 def fit(
-    config: Annotated[Path, typer.Argument(help="YAML recipe, such as examples/flows/fashion-mnist.yaml.")],
+    config: Annotated[Path, typer.Argument(help=CONFIG.format("flows/fashion-mnist"))],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Go on with the interrupted fit of this recipe.")] = False,
     anew: Annotated[bool, typer.Option("--anew", help=ANEW)] = False,
@@ -58,7 +59,7 @@ def fit(
 
     resolved = api.resolve_config(FlowFitConfig, config, overrides or [])
     needs_no_cluster(resolved)  # says what is missing before anything is shown
-    console.show_config(f"condense flow fit {config}", resolved.as_dict())
+    console.show_config(f"condense flow fit {located(config)}", resolved.as_dict())
     with progress_bar() as progress:
         fitted = api.fit_flow(resolved, resume=resume, anew=anew, progress=progress)
     result = fitted.result

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 REFERENCE = r"NAME\[@alias|/version]"  # in help texts, which Rich takes for markup where the bracket is not escaped
 
+CONFIG = "A YAML file, or the name of an example, such as {}; `condense init` lists them."
+
 ANEW = "Compute it even if the same command has made it before."
 
 STORE = "sqlite:///mlflow.db"  # as in condense.api, which is imported where it is used
