@@ -82,14 +82,18 @@ def on_workers(
         ConfigError: more workers than shares or than the cluster can hold.
         CondenseError: what the workers raised.
     """
-    with connected(), tempfile.TemporaryDirectory() as scratch:  # Ray's own notes, of no use to a later run
+    kept = StoredCheckpoints(absolute(config.storage), name)
+    with (
+        interruption_explained(progress, kept.latest_step, again) as tell,
+        connected(),
+        tempfile.TemporaryDirectory() as scratch,  # Ray's own notes, of no use to a later run
+    ):
         workers, cpus, gpus = layout(config, shares, replicas)
         if most is not None:
             check_mesh(shares, workers, replicas, most)
             os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", ELASTIC_START_S)
         storage = absolute(config.storage)
         started = uuid.uuid4().hex
-        kept = StoredCheckpoints(storage, name)
         kept.mark(started)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # outlives every worker's node
@@ -123,7 +127,7 @@ def on_workers(
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             ),
         )
-        with interruption_explained(progress, kept.latest_step, again) as tell, _relayed(queue, tell):
+        with _relayed(queue, tell):
             try:
                 outcome = trainer.fit().return_value
             except (KeyboardInterrupt, SystemExit):

@@ -195,16 +195,16 @@ def check_opening(search: SearchConfig, *, resume: bool) -> None:
         )
 
 
-def is_over(search: SearchConfig) -> bool:
-    """Returns whether a search of this name and config has all its trials behind it; changes nothing."""
+def trials_over(search: SearchConfig) -> int | None:
+    """Returns how many trials a search of this name and config has behind it; None without one. Changes nothing."""
     config, events = search.folder / CONFIG, search.folder / EVENTS
     if not config.exists() or not events.exists() or json.loads(config.read_text()) != _decisive(search):
-        return False
+        return None
     trials: dict[int, Trial] = {}
     for line in events.read_text(encoding="utf-8").splitlines():
         with suppress(ValueError):  # a line that a kill cut off
             apply_(trials, json.loads(line))
-    return sum(trial.status in OVER for trial in trials.values()) >= search.trials
+    return sum(trial.status in OVER for trial in trials.values())
 
 
 @contextmanager

@@ -61,6 +61,8 @@ def main() -> None:
             console.show_error(error)
             sys.exit(2)
         except SystemExit as end:
+            if end.code == signal.SIGTERM:  # from Ray's own handler, which is in place while Ray starts
+                received.append(signal.SIGTERM)
             if not received:
                 raise
             sys.stdout.flush()

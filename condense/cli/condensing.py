@@ -94,12 +94,15 @@ def tune(
 
     resolved = resolve_search(config, overrides or [])
     console.show_config(f"condense tune {located(config)}", resolved.as_dict())
-    if not resume and journal.is_over(resolved):
+    over = journal.trials_over(resolved)
+    if over is not None and over >= resolved.trials and not resume:
         console.out.print(
-            f"already made: search {resolved.name}, {resolved.trials} of {resolved.trials} trials over, nothing to do"
+            f"already made: search {resolved.name}, {over} of {resolved.trials} trials over, nothing to do"
             " (--resume shows its front again)"
         )
         return
+    if over is not None and resume:
+        console.out.print(f"going on with {over} of {resolved.trials} trials over")
     with terminal.show_progress(resolved) as changed:
         outcome = api.tune(resolved, resume=resume, changed=changed)
     terminal.show_outcome(resolved, outcome)

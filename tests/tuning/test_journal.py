@@ -13,7 +13,7 @@ from condense.errors import ConfigError
 from tests.conftest import Command
 from tuning import report
 from tuning.importance import importance
-from tuning.journal import EVENTS, Journal, Start, Trial, is_over, open_journal
+from tuning.journal import EVENTS, Journal, Start, Trial, open_journal, trials_over
 from tuning.score import Point
 from tuning.space import EarlyStopping, SearchConfig, resolve_search
 from tuning.stopping import dominated_by
@@ -256,16 +256,16 @@ def test_a_search_whose_trials_are_over_is_not_begun_again(condense: Command, tm
     )
     of = resolve_search(tmp_path / "tiny.yaml", [f"storage={tmp_path}/searches"])
     words = ("tune", "tiny.yaml", f"storage={tmp_path}/searches")
-    assert not is_over(of)
+    assert trials_over(of) is None
     with open_journal(of, resume=False) as journal:
         finish(journal, 5.0, 1, 70.0, 1e4)
         unfinished = journal.suggested({"bits_weight": 2.0, "images_per_class": 2}, "b")
-        assert not is_over(of)
+        assert trials_over(of) == 1
         journal.failed(unfinished.number, "no such luck")
     before = (of.folder / EVENTS).read_bytes()
     found = condense(*words)
     assert found.code == 0, found.err
     assert found.out.splitlines()[-1].startswith("already made: search tiny, 2 of 2 trials over, nothing to do")
     assert (of.folder / EVENTS).read_bytes() == before
-    assert not is_over(of.model_copy(update={"trials": 3}))
-    assert not is_over(of.model_copy(update={"seed": 1}))
+    assert trials_over(of.model_copy(update={"trials": 3})) == 2
+    assert trials_over(of.model_copy(update={"seed": 1})) is None
