@@ -20,7 +20,7 @@ from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
 from condense.condensation.in_process import condense_here, folder_of, forget_checkpoints, run_name
 from condense.condensation.pinning import pin
-from condense.condensation.repeats import made_before
+from condense.condensation.repeats import made_before, unless_made_meanwhile
 from condense.data.sources import DataSource
 from condense.errors import TrackingError
 from condense.files import check_folder_writable
@@ -166,10 +166,11 @@ def _condense(
     config: RunConfig, source: DataSource, tracker: Tracker, progress: Callable[[Progress], None]
 ) -> CondensedDataset:
     if config.workers == 0:
-        return condense_here(config, tracker, progress)
+        return unless_made_meanwhile(config, source, lambda: condense_here(config, tracker, progress))
     from cluster.trainer import train  # Ray is imported only where it is used
 
-    return train(config, len(source.class_names), tracker, progress)
+    classes = len(source.class_names)
+    return unless_made_meanwhile(config, source, lambda: train(config, classes, tracker, progress))
 
 
 def _open(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from condense.condensation.config import RunConfig
 from condense.condensation.in_process import folder_of
 from condense.data.digests import class_digests, combine_digests
 from condense.data.sources import DataSource
-from condense.errors import DatasetError
+from condense.errors import DatasetError, OutputError
 from condense.synthetic.dataset import PARQUET, CondensedDataset, read_dataset
 
 log = logging.getLogger(__name__)
@@ -41,3 +42,20 @@ def made_before(config: RunConfig, source: DataSource, file: Path | None = None)
         return None
     same = facts["source"]["digest"] == combine_digests(class_digests(source.load("train")))
     return dataset if same else None
+
+
+def unless_made_meanwhile(
+    config: RunConfig, source: DataSource, compute: Callable[[], CondensedDataset]
+) -> CondensedDataset:
+    """Returns what `compute` does, or what another process with the same config has made meanwhile.
+
+    That one has removed the checkpoints of both when it ended, and this one cannot write there any more.
+    """
+    try:
+        return compute()
+    except OutputError:
+        made = made_before(config, source)
+        if made is None:
+            raise
+        log.warning("another process with the same config has ended: its dataset is taken")
+        return made

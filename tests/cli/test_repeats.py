@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from condense import api
+from condense.api import RunResult
 from condense.synthetic.dataset import PARQUET, read_dataset
+from condense.workers.context import Progress
 from tests.builders.sources import rows, write_hub
 from tests.conftest import QUICKSTART, TINY, Command, Outcome
 
@@ -67,6 +70,22 @@ def test_other_images_at_the_same_place_are_computed(condense: Command, tmp_path
     again = condense("run", QUICKSTART, *settings)
     assert computed(again)
     assert again.dataset == first.dataset
+
+
+def test_the_same_run_twice_at_once_ends_twice_with_the_same_images(tmp_path: Path) -> None:
+    settings = (*TINY, "checkpoint_every=1", f"output={tmp_path}/condensed", f"storage={tmp_path}/runs")
+    ends: list[RunResult] = []
+
+    def another(at: Progress) -> None:
+        if at.stage == "condensing" and at.done == 1 and not ends:
+            ends.append(api.run(QUICKSTART, settings))  # ends before this one, and takes the checkpoints with it
+
+    ends.append(api.run(QUICKSTART, settings, progress=another))
+    first, second = ends
+    assert first.path == second.path
+    assert not list((tmp_path / "runs").rglob("*.safetensors"))
+    digests = [made.dataset.provenance["content_digest"] for made in ends]
+    assert digests == [read_dataset(first.path).provenance["content_digest"]] * 2
 
 
 @pytest.mark.mlflow
