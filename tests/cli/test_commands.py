@@ -90,6 +90,22 @@ def test_the_same_run_twice_has_the_same_content(tiny: Outcome, home: Path, cond
     assert first == second
 
 
+def test_a_run_without_a_c_compiler_works_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    program = "from condense.cli.app import main; main()"
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "run", QUICKSTART, *TINY],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": str(tmp_path / "bin"), "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "no gcc or clang" in ended.stderr
+    (file,) = (tmp_path / "condensed").rglob("data.parquet")
+    assert len(read_dataset(file).images) == 10
+
+
 def test_evaluating_a_file_reproduces_its_accuracy_exactly(tiny: Outcome, home: Path, condense: Command) -> None:
     found = condense("evaluate", home / tiny.dataset)
     assert found.code == 0, found.err
