@@ -28,6 +28,7 @@ from condense.reports.dataset_folder import completed, write_folder
 from condense.settings import validate
 from condense.synthetic.dataset import PARQUET, CondensedDataset, read_dataset
 from condense.workers.context import Progress
+from condense.workers.interruption import SAME
 from condense.workers.tracking import NullTracker, Tracker
 
 logger = logging.getLogger(__name__)
@@ -104,6 +105,8 @@ def run(
         if isinstance(tracker, tracking.MLflowTracker) and tracker.waiting:
             logger.warning("when the store is back, this sends them: %s", _by_hand(config, folder))
     except BaseException as error:
+        if not isinstance(error, Exception) and not hasattr(error, "__notes__"):
+            error.add_note(f"stopped after its last step, before it was registered; {SAME} goes on")
         tracker.close("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     forget_checkpoints(config)
@@ -150,7 +153,7 @@ def _made_before(config: RunConfig, source: DataSource, name: str) -> Finished |
     found: list[CondensedDataset] = []
 
     def digest_of(files: dict[str, Path]) -> str | None:
-        made = made_before(config, source, files.get(PARQUET))
+        made = made_before(config, source, files[PARQUET]) if PARQUET in files else None
         found[:] = [] if made is None else [made]
         return None if made is None else str(made.provenance["content_digest"])
 

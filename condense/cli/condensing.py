@@ -52,6 +52,9 @@ def run(
     if result.repeated:
         show_repeat(result.version or str(result.path))
     console.show_result(dataset.provenance, len(dataset.class_names), len(dataset.images))
+    if dataset.provenance["ended_by"] == "time":
+        steps = dataset.provenance["outer_steps"]
+        console.out.print(f"stopped at step {steps}, where the time was used up; another --budget is another run")
     console.out.print(f"dataset  {result.path}")
     if result.version is not None and result.run_id is not None:
         from cluster import registry

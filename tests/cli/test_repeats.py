@@ -72,6 +72,14 @@ def test_other_images_at_the_same_place_are_computed(condense: Command, tmp_path
     assert again.dataset == first.dataset
 
 
+def test_a_run_whose_time_is_used_up_says_at_which_step(condense: Command, tmp_path: Path) -> None:
+    made = condense("run", QUICKSTART, *TINY, "--budget", "2s")
+    steps = read_dataset(tmp_path / made.dataset).provenance["outer_steps"]
+    assert (
+        told(made, "stopped") == f"stopped at step {steps}, where the time was used up; another --budget is another run"
+    )
+
+
 def test_the_same_run_twice_at_once_ends_twice_with_the_same_images(tmp_path: Path) -> None:
     settings = (*TINY, "checkpoint_every=1", f"output={tmp_path}/condensed", f"storage={tmp_path}/runs")
     ends: list[RunResult] = []
