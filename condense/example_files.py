@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent / "examples"
@@ -30,10 +31,10 @@ def located(path: Path) -> Path:
 
 
 def about(file: Path) -> str:
-    """Returns the first sentence of the comment that an example begins with."""
+    """Returns the first thought of the comment that an example begins with."""
     words: list[str] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         words += line.removeprefix("#").split()
-    return " ".join(words).partition(". ")[0].removesuffix(".")
+    return re.split(r"; |(?<!et al)\.(?: |$)", " ".join(words))[0]

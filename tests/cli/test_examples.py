@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,17 @@ def test_the_list_names_every_example_and_says_what_it_is(condense: Command) -> 
     files = {str(file.relative_to(ROOT / "examples").with_suffix("")) for file in (ROOT / "examples").rglob("*.yaml")}
     assert set(example_names()) == files > {"quickstart", "flows/rgb32"}
     for name in example_names():
-        assert [line for line in listed.out.splitlines() if f"│ {name} " in line]
+        (line,) = [line for line in listed.out.splitlines() if f"│ {name} " in line]
+        assert re.match(r"│ \S+ +│ [A-Z].*[\w),] +│", line)
     assert about(QUICKSTART) == (
         "The first run: scikit-learn's handwritten digits, one image per class, about a minute on two cores"
     )
+
+
+def test_the_list_says_the_first_thought_of_each() -> None:
+    said = about(ROOT / "examples" / "idc.yaml")
+    assert said.startswith("IDC (Kim et al. 2022): each stored canvas is four training images")
+    assert said.endswith("between match steps")
 
 
 def test_an_example_is_written_once_and_nothing_of_the_users_is_replaced(condense: Command, tmp_path: Path) -> None:
