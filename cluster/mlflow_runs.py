@@ -86,6 +86,21 @@ def open_run(
     return run_id
 
 
+def finished_runs(uri: str, experiment: str, identity: str) -> list[str]:
+    """Returns the ids of the runs of this identity that ended as they should, the latest first."""
+    with refusals(uri, f"cannot look for runs in experiment {experiment!r}"):
+        client = connect(uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            return []
+        runs = client.search_runs(
+            [found.experiment_id],
+            f"tags.`{IDENTITY}` = '{identity}' and attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time DESC"],
+        )
+        return [str(run.info.run_id) for run in runs]
+
+
 def is_finished(uri: str, run_id: str) -> bool:
     """Returns whether a run ended as it should; raises TrackingError where it cannot be looked up."""
     with refusals(uri, f"cannot look up run {run_id}"):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +63,7 @@ def connected() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    ended_by = signal.getsignal(signal.SIGTERM)  # Ray puts its own in place
     if address:
         try:
             ray.init(log_to_driver=False, logging_level="ERROR")
@@ -73,6 +76,8 @@ def connected() -> Iterator[None]:
     else:
         _make_token()
         ray.init(address="local", log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ended_by)
     try:
         yield
     finally:

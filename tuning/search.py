@@ -23,6 +23,7 @@ from condense.data.sources import DataSource
 from condense.data.splits import check_class_sizes
 from condense.errors import ConfigError, SourceError
 from condense.files import check_folder_writable
+from condense.workers.interruption import RESUMING
 from condense.workers.storage import absolute
 from tuning import journal as journals
 from tuning import publish
@@ -92,8 +93,15 @@ def run(
             _tune(search, journal, layout, objective_of_trials, lambda: changed(journal), places(base, layout))
             return publish.publish(search, base, journal, layout.cpus_per_worker, layout.gpus_per_worker)
         except BaseException as error:
+            if not isinstance(error, Exception):
+                error.add_note(f"stopped with {progress_of(search, journal)}; {RESUMING} goes on")
             publish.close_parent(base, parent, "FAILED" if isinstance(error, Exception) else "KILLED")
             raise
+
+
+def progress_of(search: SearchConfig, journal: Journal) -> str:
+    """Returns how far a search is, in words."""
+    return f"{sum(trial.status != 'running' for trial in journal.trials.values())} of {search.trials} trials over"
 
 
 def check(search: SearchConfig, base: RunConfig) -> tuple[DataSource, SearchConfig]:

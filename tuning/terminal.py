@@ -16,6 +16,7 @@ from rich.text import Text
 from cluster import registry
 from condense.condensation.config import RunConfig
 from condense.reports import console
+from condense.workers.interruption import RESUMING
 from tuning.journal import Journal, Trial
 from tuning.publish import Outcome
 from tuning.score import front
@@ -34,7 +35,7 @@ def show_progress(search: SearchConfig) -> Iterator[Callable[[Journal], None]]:
             nonlocal told
             over = {trial.number for trial in journal.trials.values() if trial.status != "running"}
             for number in sorted(over - (told or set())):
-                console.out.print(_line(search, journal, journal.trials[number]), markup=False)
+                console.out.print(_line(search, journal, journal.trials[number]))
             told = over
             sys.stdout.flush()
 
@@ -81,11 +82,15 @@ def show_outcome(search: SearchConfig, outcome: Outcome) -> None:
         ranked = ", ".join(f"{key} {value:.2f}" for key, value in sorted(values.items(), key=lambda item: -item[1]))
         console.out.print(f"what decides {objective} ({outcome.importance.method}): {ranked}")
     if outcome.missing:
-        console.out.print(f"{outcome.missing} of {search.trials} trials are not over: condense tune --resume goes on")
+        over = search.trials - outcome.missing
+        console.out.print(
+            f"stopped with {over} of {search.trials} trials over, time_budget_s is spent;"
+            f" {RESUMING} and more of it goes on"
+        )
     if outcome.best is None:
         console.out.print(f"no set keeps within mode {search.mode}: the alias best was left where it is")
     elif "version" in outcome.best.result:
-        console.out.print(f"download condense datasets download {search.name}@best -o DIR{option}")
+        console.out.print(f"download condense datasets download {search.name}@best{option}")
     url = registry.compare_url(
         uri, [outcome.parent, *(m.result["run_id"] for m in outcome.members if "run_id" in m.result)]
     )

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from condense.cli.options import STORE, Overrides, Tracking, progress_bar
+from condense.cli.options import ANEW, CONFIG, STORE, Overrides, Tracking, progress_bar, show_repeat
+from condense.example_files import located
 
 app = typer.Typer(help="Train, list and show flows, the yardsticks that bits are measured with.", no_args_is_help=True)
 
@@ -45,9 +46,10 @@ def show_flow(
 
 @app.command()
 def fit(
-    config: Annotated[Path, typer.Argument(help="YAML recipe, such as examples/flows/fashion-mnist.yaml.")],
+    config: Annotated[Path, typer.Argument(help=CONFIG.format("flows/fashion-mnist"))],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Go on with the interrupted fit of this recipe.")] = False,
+    anew: Annotated[bool, typer.Option("--anew", help=ANEW)] = False,
 ) -> None:
     """Train a flow on a dataset of yours, with exact resume, and register it as flow-NAME in MLflow."""
     from condense import api
@@ -57,10 +59,12 @@ def fit(
 
     resolved = api.resolve_config(FlowFitConfig, config, overrides or [])
     needs_no_cluster(resolved)  # says what is missing before anything is shown
-    console.show_config(f"condense flow fit {config}", resolved.as_dict())
+    console.show_config(f"condense flow fit {located(config)}", resolved.as_dict())
     with progress_bar() as progress:
-        fitted = api.fit_flow(resolved, resume=resume, progress=progress)
+        fitted = api.fit_flow(resolved, resume=resume, anew=anew, progress=progress)
     result = fitted.result
+    if fitted.repeated:
+        show_repeat(fitted.version or str(result.path))
     console.show_flows({result.card["name"]: {**result.card, "digest": result.digest}})
     console.out.print(f"flow     {result.path}")
     flow = str(result.path)

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 REFERENCE = r"NAME\[@alias|/version]"  # in help texts, which Rich takes for markup where the bracket is not escaped
 
+CONFIG = "A YAML file, or the name of an example, such as {}; `condense init` lists them."
+
+ANEW = "Compute it even if the same command has made it before."
+
 STORE = "sqlite:///mlflow.db"  # as in condense.api, which is imported where it is used
 
 Overrides = Annotated[
@@ -27,7 +31,22 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
     from condense.reports import console
 
     with console.progress_shown() as show:
-        yield lambda at: show(at.stage, at.done, at.total, at.values)
+
+        def tell(at: Progress) -> None:
+            if at.message:
+                console.out.print(at.message)
+            show(at.stage, at.done, at.total, at.values)
+
+        yield tell
+
+
+def show_repeat(made: str) -> None:
+    """Says that an earlier command has made the same: NAME/NUMBER of a version, or a file."""
+    from condense.reports import console
+
+    name, _, number = made.rpartition("/")
+    what = f"version {number} of {name}" if number.isdecimal() else made
+    console.out.print(f"already made: {what}, nothing to do (--anew computes it again)")
 
 
 def uri_option(tracking_uri: str) -> str:

@@ -44,11 +44,11 @@ def judge(
     sets, quality = _controls(config, share, images) if config.evaluation.controls else ({}, None)
 
     def test_on(images: Tensor, labels: Tensor, name: str, index: int) -> Evaluation:
-        context.report(f"testing {name}", index, 1 + len(sets), {})
+        context.report(f"testing {name}", index, 1 + len(sets), {}, counts="sets")
         learners, everyone = config.evaluation.learners, share.mesh.everyone
         with explain_out_of_memory(lambda: TESTING):
             evaluation = evaluator.evaluate(images, labels, test, learners=learners, collective=everyone)
-        context.report(f"tested {name}", index + 1, 1 + len(sets), {"accuracy": evaluation.mean})
+        context.report(f"tested {name}", index + 1, 1 + len(sets), {"accuracy": evaluation.mean}, counts="sets")
         return evaluation
 
     decoded = decode_set(images, labels if soft_labels is None else soft_labels, config.images.factor)

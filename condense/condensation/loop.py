@@ -248,8 +248,9 @@ class Optimisation:
             )
         for part in self._parts:
             part.restore_(checkpoint)
-        log.info("resuming at outer step %d", checkpoint.step)
-        return checkpoint.step - self.attempted
+        done = checkpoint.step - self.attempted
+        self.context.going_on("condensing", done, self.schedule.total)
+        return done
 
 
 def _metrics(result: StepResult) -> dict[str, float]:

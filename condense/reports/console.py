@@ -22,16 +22,18 @@ if TYPE_CHECKING:
 
 LOG_WIDTH = 140  # of tables in a log, which has no width of its own
 
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else LOG_WIDTH)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# What paths and names hold in brackets or between colons is neither markup nor an emoji.
+_PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
+out = Console(width=None if sys.stdout.isatty() else LOG_WIDTH, **_PLAIN)
+err = Console(stderr=True, **_PLAIN)
 
 LOG_LINE_EVERY_S = 10.0  # in a job log, which is no terminal
 
 
 def show_config(title: str, values: Mapping[str, Any]) -> None:
     """The resolved settings as YAML."""
-    out.print(f"[bold]{title}[/bold]")
-    out.print(yaml.safe_dump(dict(values), sort_keys=False).rstrip(), style="dim", markup=False)
+    out.print(title, style="bold")
+    out.print(yaml.safe_dump(dict(values), sort_keys=False).rstrip(), style="dim")
 
 
 @contextmanager
@@ -48,7 +50,7 @@ def progress_shown() -> Iterator[Callable[[str, int, int, Mapping[str, float]], 
                 latest.clear()
             latest.update(values)
             if stage != last[0] or now - last[1] > LOG_LINE_EVERY_S or done == total:
-                out.print(f"{stage} {done}/{total} {_numbers(latest)}".rstrip(), markup=False)
+                out.print(f"{stage} {done}/{total} {_numbers(latest)}".rstrip())
                 last = (stage, now)
                 sys.stdout.flush()
 
@@ -155,7 +157,7 @@ def show_bits(title: str, report: BitsReport, labels: torch.Tensor, names: Seque
     out.print(table)
     out.print("images by bits per dim")
     for line in histogram_lines(report.bits_per_dim):
-        out.print(line, markup=False)
+        out.print(line)
 
 
 def histogram_lines(values: torch.Tensor, bins: int = 12, width: int = 60) -> list[str]:
@@ -204,5 +206,5 @@ def show_rows(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ..
 
 def show_error(error: Exception) -> None:
     """One clear message on standard error."""
-    err.print("[bold red]error[/bold red] ", end="")
-    err.print(str(error), markup=False)
+    err.print("error ", style="bold red", end="")
+    err.print(str(error))
