@@ -28,6 +28,7 @@ from benchmarks.harness import ROOT, condense_alone
 from condense.condensation.config import RunConfig
 from condense.errors import ConfigError
 from condense.learners.networks import NetworkConfig
+from condense.reports.card import spread
 from condense.settings import resolve
 from condense.workers.context import Progress
 from condense.workers.devices import local_device
@@ -106,7 +107,7 @@ def run(example: str, file: Path | None, overrides: Sequence[str], device: str, 
             ended = ended or time.perf_counter()
 
     found = provenance(example, file, overrides, device, tiny=tiny, progress=progress)["evaluation"]
-    accuracy = f"{found['accuracy_mean']:.1f} ± {found['accuracy_std']:.1f} % ({found['recipe']})"
+    accuracy = f"{spread(found['accuracy_mean'], found['accuracy_std'])} % ({found['recipe']})"
     return accuracy, f"{ended - started:.0f} s, {time.perf_counter() - started:.0f} s with evaluation"
 
 

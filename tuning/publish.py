@@ -132,6 +132,8 @@ def _judge(search: SearchConfig, base: RunConfig, journal: Journal, members: Seq
         numbers = {"test/accuracy": found["accuracy_mean"], "test/accuracy_std": found["accuracy_std"]}
         with refusals(base.tracking_uri, "cannot log a test accuracy"):
             for name, value in numbers.items():
+                if value is None:  # one learner has no deviation
+                    continue
                 connect(base.tracking_uri).log_metric(member.result["run_id"], name, value)
         journal.judged(member.number, {"test_accuracy": found["accuracy_mean"], "test_std": found["accuracy_std"]})
 

@@ -16,6 +16,7 @@ from rich.text import Text
 from cluster import registry
 from condense.condensation.config import RunConfig
 from condense.reports import console
+from condense.reports.card import spread
 from condense.workers.interruption import RESUMING
 from tuning.journal import Journal, Trial
 from tuning.publish import Outcome
@@ -64,7 +65,7 @@ def show_outcome(search: SearchConfig, outcome: Outcome) -> None:
     rows = []
     for member in outcome.members:
         found, is_best = member.result, member is outcome.best
-        tested = "-" if "test_accuracy" not in found else f"{found['test_accuracy']:.1f} ± {found['test_std']:.1f}"
+        tested = "-" if "test_accuracy" not in found else spread(found["test_accuracy"], found["test_std"])
         rows.append(
             (
                 "best" if is_best else "",
@@ -80,7 +81,7 @@ def show_outcome(search: SearchConfig, outcome: Outcome) -> None:
     console.show_rows(f"front of {search.name}: {len(rows)} sets, by bits", columns, rows)
     for objective, values in outcome.importance.values.items():
         ranked = ", ".join(f"{key} {value:.2f}" for key, value in sorted(values.items(), key=lambda item: -item[1]))
-        console.out.print(f"what decides {objective} ({outcome.importance.method}): {ranked}")
+        console.out.print(f"what decides {objective} ({outcome.importance.how}): {ranked}")
     if outcome.missing:
         over = search.trials - outcome.missing
         console.out.print(

@@ -121,13 +121,15 @@ def evaluate(
     """Train fresh networks on a condensed dataset and compare with the accuracy that its card states, if any."""
     from condense import api
     from condense.reports import console
+    from condense.reports.card import spread
 
     found = api.evaluate(dataset, source=source, recipe=recipe, learners=learners, tracking_uri=tracking_uri)
     measured = found.evaluation
-    stated = "none stated" if found.stated is None else "stated {:.2f} ± {:.2f} %".format(*found.stated)
+    stated = "none stated" if found.stated is None else f"stated {spread(*found.stated, places=2)} %"
+    count = len(measured.accuracies)
     console.out.print(
-        f"test accuracy {measured.mean:.2f} ± {measured.std:.2f} % ({measured.recipe.name}, "
-        f"{len(measured.accuracies)} learners); {stated}"
+        f"test accuracy {spread(measured.mean, measured.std, places=2)} % ({measured.recipe.name}, "
+        f"{count} learner{'' if count == 1 else 's'}); {stated}"
     )
     if found.stated is not None and found.as_stated:
         same = abs(measured.mean - found.stated[0]) < 1e-6

@@ -91,7 +91,7 @@ def condense(config: RunConfig, context: WorkerContext) -> CondensedDataset:
     facts |= judged | {
         "outer_steps": engine.schedule.total,
         "ended_by": engine.schedule.why,
-        "validation": validation.latest,
+        "validation": validation.description(),
         "bits": {
             "per_dim_before": share.real_bits(),
             "per_dim_after": None if bits_per_dim is None else float(bits_per_dim.mean()),

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from condense.flow.bits import BitsReport
+from condense.reports.card import control_bits, spread, strength
 
 if TYPE_CHECKING:
     from condense.workers.estimate import Estimate
@@ -98,15 +99,16 @@ def show_result(facts: Mapping[str, Any], class_count: int, images: int) -> None
     """The table at the end of a run."""
     bits, tested = facts["bits"], "evaluation" in facts
     evaluation = facts["evaluation"] if tested else facts["validation"]
-    how = f"test accuracy % ({evaluation['recipe']}, {evaluation['learners']} learners)" if tested else "validation %"
+    learners = "one learner" if evaluation.get("learners") == 1 else f"{evaluation.get('learners')} learners"
+    how = f"test accuracy % ({evaluation['recipe']}, {learners})" if tested else "validation %"
     table = Table(title=f"{images} images, {class_count} classes", title_justify="left")
     table.add_column("trained on")
     table.add_column(how, justify="right")
     table.add_column("bits per dim", justify="right")
     table.add_row("condensed set", _accuracy(evaluation), _optional(bits["per_dim_after"]), style="bold")
     for name, control in facts["controls"].items():
-        quality = f" (quality {control['quality']})" if "quality" in control else ""
-        table.add_row(name.replace("_", " ") + quality, _accuracy(control), _optional(control["bits_per_dim"]))
+        how = f" ({words})" if (words := strength(control)) else ""
+        table.add_row(name.replace("_", " ") + how, _accuracy(control), control_bits(control))
     out.print(table)
     labels = bits.get("labels_per_set")
     whole = f"{_optional(bits['per_set'], 0)} bits" + (f" (soft labels {labels:,})" if labels else "")
@@ -121,8 +123,8 @@ def show_result(facts: Mapping[str, Any], class_count: int, images: int) -> None
     out.print(f"{facts['seconds']:.0f} s, {steps}: {shares}")
 
 
-def _accuracy(found: Mapping[str, float]) -> str:
-    return f"{found['accuracy_mean']:.1f} ± {found['accuracy_std']:.1f}"
+def _accuracy(found: Mapping[str, Any]) -> str:
+    return spread(found["accuracy_mean"], found["accuracy_std"])
 
 
 def _optional(value: float | None, places: int = 2) -> str:
