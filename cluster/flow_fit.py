@@ -12,6 +12,7 @@ from typing import Any
 from cluster import flows, tracking
 from cluster.repeats import find_repeat
 from cluster.shared_paths import check_places
+from cluster.tracked_runs import open_tracked
 from cluster.tracking_store import check_tracking
 from cluster.versions import FLOW, Version
 from condense.condensation import provenance
@@ -126,8 +127,10 @@ def _train(values: dict[str, Any], context: WorkerContext) -> Fitted | None:
 
 
 def _open(config: FlowFitConfig, run: str, resume: bool) -> tuple[str, Tracker]:
-    run_id = tracking.open_run(
+    spool = Path(config.storage).absolute() / f"{run}.spool.jsonl" if "://" not in config.storage else None
+    return open_tracked(
         config.tracking_uri,
+        spool,
         experiment=EXPERIMENT,
         name=config.name,
         identity=run,
@@ -137,5 +140,3 @@ def _open(config: FlowFitConfig, run: str, resume: bool) -> tuple[str, Tracker]:
         versions=provenance.versions(),
         reopen=resume,
     )
-    spool = Path(config.storage).absolute() / f"{run}.spool.jsonl" if "://" not in config.storage else None
-    return run_id, tracking.MLflowTracker(config.tracking_uri, run_id, spool=spool)

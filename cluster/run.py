@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from cluster import flows, registry, tracking
 from cluster.registry import DatasetVersion
 from cluster.repeats import find_repeat
 from cluster.shared_paths import check_places
+from cluster.tracked_runs import open_tracked
 from cluster.tracking_store import check_tracking, patience
 from cluster.versions import DATASET
 from condense.condensation import provenance
@@ -181,8 +183,9 @@ def _open(
 ) -> tuple[str, Tracker]:
     nested = {} if trial_of is None else {PARENT: trial_of.run_id, "trial": str(trial_of.number)}
     title = name if trial_of is None else f"{name} trial {trial_of.number}"
-    run_id = tracking.open_run(
+    return open_tracked(
         config.tracking_uri,
+        _spool(config),
         experiment=EXPERIMENT,
         name=f"{title} bits_weight={config.bits_weight:g} seed={config.seed}",
         identity=config.identity(),
@@ -191,7 +194,6 @@ def _open(
         git_revision=provenance.git_revision(),
         versions=provenance.versions(),
     )
-    return run_id, tracking.MLflowTracker(config.tracking_uri, run_id, spool=_spool(config))
 
 
 def _spool(config: RunConfig) -> Path:
@@ -200,7 +202,7 @@ def _spool(config: RunConfig) -> Path:
 
 
 def _by_hand(config: RunConfig, folder: Path) -> str:
-    return f"condense datasets register {folder} --tracking-uri {config.tracking_uri}"
+    return f"condense datasets register {quote(str(folder))} --tracking-uri {quote(config.tracking_uri)}"
 
 
 def _register_patiently(
