@@ -14,7 +14,7 @@ from cluster.repeats import find_repeat
 from cluster.shared_paths import check_places
 from cluster.tracked_runs import open_tracked
 from cluster.tracking_store import check_tracking
-from cluster.versions import FLOW, Version
+from cluster.versions import FLOW, Version, check_free
 from condense.condensation import provenance
 from condense.files import write_whole
 from condense.flow import fit as in_process
@@ -58,6 +58,7 @@ def fit(
     tracked = config.tracking_uri != "none"
     if tracked:
         check_tracking(config.tracking_uri)
+        check_free(config.tracking_uri, f"flow-{config.name}", FLOW)
     mixture = open_mixture(config)
     run = f"flow-{config.identity()}"
     if not anew and (made := _fitted_before(config, mixture, run)) is not None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from cluster import registry
 from cluster.registry import BEST
 from cluster.tracking_store import connect, refusals, sqlite_file, store_uri
-from cluster.versions import FLOW, Version, fetch, versions_of
+from cluster.versions import FLOW, Version, fetch, is_there, versions_of
 from condense.condensation.config import RunConfig
 from condense.errors import FlowError
 from condense.flow.fit import FitResult
@@ -58,10 +58,12 @@ def register_flow(uri: str, run_id: str, result: FitResult) -> Version:
 def update_best(uri: str, newest: Version) -> Version:
     """Points `best` at the version with the fewest held-out bits on its data, the newest of equals; returns it.
 
-    Versions on other data than the present `best` do not take its place: their bits are of other images.
+    Versions on other data than the present `best` do not take its place: their bits are of other images. A version
+    whose file is gone is none.
     """
     with refusals(uri, f"cannot read the versions of {newest.name!r}"):
-        versions = versions_of(connect(uri), newest.name, FLOW)
+        client = connect(uri)
+        versions = [version for version in versions_of(client, newest.name, FLOW) if is_there(client, version)]
     held = next((version for version in versions if BEST in version.aliases), newest)
     rivals = [version for version in versions if version.tags.get(TRAINED_ON) == held.tags.get(TRAINED_ON)]
     scored = [(bits, -version.version) for version in rivals if math.isfinite(bits := version.number(HELD_OUT))]

@@ -15,8 +15,8 @@ from cluster.registry import DatasetVersion
 from cluster.repeats import find_repeat
 from cluster.shared_paths import check_places
 from cluster.tracked_runs import open_tracked
-from cluster.tracking_store import check_tracking, patience
-from cluster.versions import DATASET
+from cluster.tracking_store import check_tracking, connect, patience
+from cluster.versions import DATASET, check_free, is_there
 from condense.condensation import provenance
 from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
@@ -90,6 +90,8 @@ def run(
     source, flow = open_checked(config)
     config = pin(config, flow)
     name = config.dataset_name(source.name)
+    if tracked:
+        check_free(config.tracking_uri, name)
     if not anew and (made := _made_before(config, source, name)) is not None:
         return made
     run_id, tracker = _open(config, source.name, name, flow, trial_of) if tracked else (None, NullTracker())
@@ -136,7 +138,7 @@ def register_folder(uri: str, folder: Path) -> DatasetVersion:
     flow = facts["flow"]["name"] if facts["flow"] else None
     for known in registry.list_datasets(uri):
         over = known.name == name and known.content_digest == facts["content_digest"] and not _spool(stated).exists()
-        if over and tracking.is_finished(uri, known.run_id):
+        if over and is_there(connect(uri), known) and tracking.is_finished(uri, known.run_id):
             return known
     run_id, tracker = _open(stated, facts["source"]["name"], name, flow, None)
     version = _register(stated, run_id, name, folder, dataset)
