@@ -11,6 +11,7 @@ import math
 import shutil
 import tempfile
 from pathlib import Path
+from shlex import quote
 
 from cluster import registry
 from cluster.registry import BEST
@@ -137,7 +138,7 @@ def resolved(config: RunConfig) -> RunConfig:
         raise FlowError(
             f"flow {config.flow} is {version.reference} with digest {digest[:16]} now,"
             f" and flow_digest asks for {str(config.flow_digest)[:16]}",
-            f"name its version: condense flow list --tracking-uri {config.tracking_uri}",
+            f"name its version: condense flow list --tracking-uri {quote(config.tracking_uri)}",
         )
     keep_flow(content, digest, config.storage)
     log.info("flow %s is %s (%s)", config.flow, version.reference, digest[:16])
