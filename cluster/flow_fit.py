@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,7 @@ from cluster.tracked_runs import open_tracked
 from cluster.tracking_store import check_tracking
 from cluster.versions import FLOW, Version, check_free
 from condense.condensation import provenance
-from condense.files import write_whole
+from condense.files import scratch_folder, write_whole
 from condense.flow import fit as in_process
 from condense.flow.fit import FitResult, Fitted, open_mixture, store, train
 from condense.flow.mixture import Mixture
@@ -96,9 +95,9 @@ def _fitted_before(config: FlowFitConfig, mixture: Mixture, run: str) -> Finishe
         found[:] = [] if made is None else [made]
         return None if made is None else made[0]
 
-    with tempfile.TemporaryDirectory() as beside:
+    with scratch_folder() as beside:
         name = f"flow-{config.name}"
-        repeat = find_repeat(config.tracking_uri, EXPERIMENT, run, name, FLOW, Path(beside), digest_of)
+        repeat = find_repeat(config.tracking_uri, EXPERIMENT, run, name, FLOW, beside, digest_of)
         if repeat is None:
             return None
         write_whole(config.output, repeat.files[flows.FILE].read_bytes())

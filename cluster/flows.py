@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import tempfile
 from pathlib import Path
 from shlex import quote
 
@@ -19,6 +18,7 @@ from cluster.tracking_store import connect, refusals, sqlite_file, store_uri
 from cluster.versions import FLOW, Version, fetch, is_there, versions_of
 from condense.condensation.config import RunConfig
 from condense.errors import FlowError
+from condense.files import scratch_folder
 from condense.flow.fit import FitResult
 from condense.flow.pinning import keep_flow
 from condense.flow.store import REGISTERED, load_flow
@@ -49,8 +49,8 @@ def register_flow(uri: str, run_id: str, result: FitResult) -> Version:
         "cpu_seconds": str(card["cpu_seconds"]),
     }
     name = f"flow-{card['name']}"
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copyfile(result.path, Path(folder) / FILE)
+    with scratch_folder() as folder:
+        shutil.copyfile(result.path, folder / FILE)
         version = registry.register(uri, run_id, name, folder, tags, kind=FLOW)
     update_best(uri, version)
     return registry.show(uri, version.reference, kind=FLOW)
@@ -107,8 +107,8 @@ def bring(uri: str, reference: str, folder: Path) -> tuple[Path, Version]:
         TrackingError: the store cannot be reached or refuses.
     """
     version = registry.show(uri, reference.removeprefix(REGISTERED), kind=FLOW)
-    with tempfile.TemporaryDirectory() as beside:
-        fetched = fetch(uri, version, Path(beside))
+    with scratch_folder() as beside:
+        fetched = fetch(uri, version, beside)
         if FILE not in fetched:
             raise FlowError(f"{reference} holds no {FILE}", "it was not registered by condense flow fit")
         path = folder / f"{version.name}-{version.version}.safetensors"
@@ -130,8 +130,8 @@ def resolved(config: RunConfig) -> RunConfig:
     """
     if not config.flow.startswith(REGISTERED) or config.tracking_uri == "none":
         return config
-    with tempfile.TemporaryDirectory() as folder:
-        path, version = bring(config.tracking_uri, config.flow, Path(folder))
+    with scratch_folder() as folder:
+        path, version = bring(config.tracking_uri, config.flow, folder)
         content = path.read_bytes()
     digest = version.content_digest
     if config.flow_digest not in (None, digest):

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -33,6 +32,7 @@ from cluster.versions import (
     versions_of,
 )
 from condense.errors import OutputError
+from condense.files import scratch_folder
 
 DatasetVersion = Version  # as it is called where datasets are all there is
 
@@ -229,7 +229,7 @@ def download(uri: str, reference: str, out_dir: str | Path, *, force: bool = Fal
     out = Path(out_dir)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out, prefix=".download-") as beside:
+        with scratch_folder(out) as beside:
             fetched = fetch(uri, version, Path(beside))
             in_the_way = [file for file in fetched if (out / file).exists() and differ(out / file, fetched[file])]
             if in_the_way and not force:

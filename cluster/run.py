@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from condense.condensation.pinning import pin
 from condense.condensation.repeats import made_before, unless_made_meanwhile
 from condense.data.sources import DataSource
 from condense.errors import TrackingError
-from condense.files import check_folder_writable
+from condense.files import check_folder_writable, scratch_folder
 from condense.reports.dataset_folder import completed, write_folder
 from condense.settings import validate
 from condense.synthetic.dataset import PARQUET, CondensedDataset, read_dataset
@@ -161,8 +160,8 @@ def _made_before(config: RunConfig, source: DataSource, name: str) -> Finished |
         found[:] = [] if made is None else [made]
         return None if made is None else str(made.provenance["content_digest"])
 
-    with tempfile.TemporaryDirectory() as beside:
-        repeat = find_repeat(uri, EXPERIMENT, config.identity(), name, DATASET, Path(beside), digest_of)
+    with scratch_folder() as beside:
+        repeat = find_repeat(uri, EXPERIMENT, config.identity(), name, DATASET, beside, digest_of)
     if repeat is None:
         return None
     completed(folder, found[0], name=name)

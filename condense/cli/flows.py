@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from shlex import join, quote
@@ -37,12 +36,13 @@ def show_flow(
     tracking_uri: Tracking = STORE,
 ) -> None:
     """What a flow's card says: recipe, cost, sources, held-out bits, the training curve."""
+    from condense.files import scratch_folder
     from condense.flow.store import load_card
     from condense.lookup import flow_file
     from condense.reports import console
 
-    with tempfile.TemporaryDirectory() as folder:
-        console.show_config(flow, load_card(flow_file(flow, tracking_uri, Path(folder))))
+    with scratch_folder() as folder:
+        console.show_config(flow, load_card(flow_file(flow, tracking_uri, folder)))
 
 
 @app.command()

@@ -16,7 +16,6 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor
 
 from condense.errors import CapacityError, OutputError
-from condense.files import check_folder_writable, write_whole
+from condense.files import check_folder_writable, scratch_folder, write_whole
 
 T = TypeVar("T")
 
@@ -88,8 +87,8 @@ def _is_whole(path: Path) -> bool:
 
 def _compile(compiler: str) -> bytes:
     """Returns the shared library; raises OSError or SubprocessError."""
-    with tempfile.TemporaryDirectory() as beside:
-        made = Path(beside) / "kernels.so"
+    with scratch_folder() as beside:
+        made = beside / "kernels.so"
         compiled = [str(source) for source in SOURCES if source.suffix == ".c"]
         command = [compiler, *FLAGS, "-o", str(made), *compiled, "-lm"]
         subprocess.run(command, check=True, capture_output=True, timeout=300)  # noqa: S603
