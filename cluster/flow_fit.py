@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +11,11 @@ from typing import Any
 from cluster import flows, tracking
 from cluster.repeats import find_repeat
 from cluster.shared_paths import check_places
+from cluster.tracked_runs import open_tracked
 from cluster.tracking_store import check_tracking
-from cluster.versions import FLOW, Version
+from cluster.versions import FLOW, Version, check_free
 from condense.condensation import provenance
-from condense.files import write_whole
+from condense.files import scratch_folder, write_whole
 from condense.flow import fit as in_process
 from condense.flow.fit import FitResult, Fitted, open_mixture, store, train
 from condense.flow.mixture import Mixture
@@ -57,6 +57,7 @@ def fit(
     tracked = config.tracking_uri != "none"
     if tracked:
         check_tracking(config.tracking_uri)
+        check_free(config.tracking_uri, f"flow-{config.name}", FLOW)
     mixture = open_mixture(config)
     run = f"flow-{config.identity()}"
     if not anew and (made := _fitted_before(config, mixture, run)) is not None:
@@ -94,9 +95,9 @@ def _fitted_before(config: FlowFitConfig, mixture: Mixture, run: str) -> Finishe
         found[:] = [] if made is None else [made]
         return None if made is None else made[0]
 
-    with tempfile.TemporaryDirectory() as beside:
+    with scratch_folder() as beside:
         name = f"flow-{config.name}"
-        repeat = find_repeat(config.tracking_uri, EXPERIMENT, run, name, FLOW, Path(beside), digest_of)
+        repeat = find_repeat(config.tracking_uri, EXPERIMENT, run, name, FLOW, beside, digest_of)
         if repeat is None:
             return None
         write_whole(config.output, repeat.files[flows.FILE].read_bytes())
@@ -126,8 +127,10 @@ def _train(values: dict[str, Any], context: WorkerContext) -> Fitted | None:
 
 
 def _open(config: FlowFitConfig, run: str, resume: bool) -> tuple[str, Tracker]:
-    run_id = tracking.open_run(
+    spool = Path(config.storage).absolute() / f"{run}.spool.jsonl" if "://" not in config.storage else None
+    return open_tracked(
         config.tracking_uri,
+        spool,
         experiment=EXPERIMENT,
         name=config.name,
         identity=run,
@@ -137,5 +140,3 @@ def _open(config: FlowFitConfig, run: str, resume: bool) -> tuple[str, Tracker]:
         versions=provenance.versions(),
         reopen=resume,
     )
-    spool = Path(config.storage).absolute() / f"{run}.spool.jsonl" if "://" not in config.storage else None
-    return run_id, tracking.MLflowTracker(config.tracking_uri, run_id, spool=spool)

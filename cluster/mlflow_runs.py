@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import logging
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ def open_run(
         **({"mlflow.source.git.commit": git_revision} if git_revision else {}),
         "mlflow.source.name": "condense",
         "mlflow.source.type": "LOCAL",
-        "mlflow.user": getpass.getuser(),
+        "mlflow.user": _user(),
         IDENTITY: identity,
     }
     all_tags = {key: value[:TAG_LENGTH] for key, value in all_tags.items()}
@@ -99,6 +100,13 @@ def finished_runs(uri: str, experiment: str, identity: str) -> list[str]:
             order_by=["attributes.start_time DESC"],
         )
         return [str(run.info.run_id) for run in runs]
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container: no entry among the users
+        return f"uid {os.getuid()}"
 
 
 def is_finished(uri: str, run_id: str) -> bool:

@@ -43,7 +43,14 @@ TRAIN = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_ENABLE_PRINT_PATCH", "R
 
 def own_cluster() -> bool:
     """Returns whether this process starts a cluster of its own: RAY_ADDRESS names none."""
-    return "RAY_ADDRESS" not in os.environ
+    return not os.environ.get("RAY_ADDRESS")
+
+
+def cluster_in_words() -> str:
+    """Returns where the connected cluster is, for a person."""
+    if own_cluster():
+        return "on a Ray cluster of its own, on this machine"
+    return f"on the Ray cluster at {ray.get_runtime_context().gcs_address}, as RAY_ADDRESS says"
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 import time
 import uuid
@@ -21,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.checkpoints import SharedCheckpoints
 from cluster.layout import Placement, layout
 from cluster.network_interface import RayInterfaceConfig
-from cluster.ray_connection import connected, own_cluster
+from cluster.ray_connection import cluster_in_words, connected, own_cluster
 from condense.errors import (
     CheckpointError,
     ClusterError,
@@ -32,6 +31,7 @@ from condense.errors import (
     OutputError,
     SourceError,
 )
+from condense.files import scratch_folder
 from condense.workers.collective import Alone, ProcessGroup
 from condense.workers.context import Progress, WorkerContext
 from condense.workers.devices import forbid_tf32
@@ -86,8 +86,9 @@ def on_workers(
     with (
         interruption_explained(progress, kept.latest_step, again) as tell,
         connected(),
-        tempfile.TemporaryDirectory() as scratch,  # Ray's own notes, of no use to a later run
+        scratch_folder() as scratch,  # Ray's own notes, of no use to a later run
     ):
+        progress(Progress("starting", 0, 1, {}, message=cluster_in_words()))
         workers, cpus, gpus = layout(config, shares, replicas)
         if most is not None:
             check_mesh(shares, workers, replicas, most)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from cluster import flows, registry, tracking
 from cluster.registry import DatasetVersion
 from cluster.repeats import find_repeat
 from cluster.shared_paths import check_places
-from cluster.tracking_store import check_tracking, patience
-from cluster.versions import DATASET
+from cluster.tracked_runs import open_tracked
+from cluster.tracking_store import check_tracking, connect, patience
+from cluster.versions import DATASET, check_free, is_there
 from condense.condensation import provenance
 from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
@@ -23,7 +24,7 @@ from condense.condensation.pinning import pin
 from condense.condensation.repeats import made_before, unless_made_meanwhile
 from condense.data.sources import DataSource
 from condense.errors import TrackingError
-from condense.files import check_folder_writable
+from condense.files import check_folder_writable, scratch_folder
 from condense.reports.dataset_folder import completed, write_folder
 from condense.settings import validate
 from condense.synthetic.dataset import PARQUET, CondensedDataset, read_dataset
@@ -88,6 +89,8 @@ def run(
     source, flow = open_checked(config)
     config = pin(config, flow)
     name = config.dataset_name(source.name)
+    if tracked:
+        check_free(config.tracking_uri, name)
     if not anew and (made := _made_before(config, source, name)) is not None:
         return made
     run_id, tracker = _open(config, source.name, name, flow, trial_of) if tracked else (None, NullTracker())
@@ -134,7 +137,7 @@ def register_folder(uri: str, folder: Path) -> DatasetVersion:
     flow = facts["flow"]["name"] if facts["flow"] else None
     for known in registry.list_datasets(uri):
         over = known.name == name and known.content_digest == facts["content_digest"] and not _spool(stated).exists()
-        if over and tracking.is_finished(uri, known.run_id):
+        if over and is_there(connect(uri), known) and tracking.is_finished(uri, known.run_id):
             return known
     run_id, tracker = _open(stated, facts["source"]["name"], name, flow, None)
     version = _register(stated, run_id, name, folder, dataset)
@@ -157,8 +160,8 @@ def _made_before(config: RunConfig, source: DataSource, name: str) -> Finished |
         found[:] = [] if made is None else [made]
         return None if made is None else str(made.provenance["content_digest"])
 
-    with tempfile.TemporaryDirectory() as beside:
-        repeat = find_repeat(uri, EXPERIMENT, config.identity(), name, DATASET, Path(beside), digest_of)
+    with scratch_folder() as beside:
+        repeat = find_repeat(uri, EXPERIMENT, config.identity(), name, DATASET, beside, digest_of)
     if repeat is None:
         return None
     completed(folder, found[0], name=name)
@@ -181,8 +184,9 @@ def _open(
 ) -> tuple[str, Tracker]:
     nested = {} if trial_of is None else {PARENT: trial_of.run_id, "trial": str(trial_of.number)}
     title = name if trial_of is None else f"{name} trial {trial_of.number}"
-    run_id = tracking.open_run(
+    return open_tracked(
         config.tracking_uri,
+        _spool(config),
         experiment=EXPERIMENT,
         name=f"{title} bits_weight={config.bits_weight:g} seed={config.seed}",
         identity=config.identity(),
@@ -191,7 +195,6 @@ def _open(
         git_revision=provenance.git_revision(),
         versions=provenance.versions(),
     )
-    return run_id, tracking.MLflowTracker(config.tracking_uri, run_id, spool=_spool(config))
 
 
 def _spool(config: RunConfig) -> Path:
@@ -200,7 +203,7 @@ def _spool(config: RunConfig) -> Path:
 
 
 def _by_hand(config: RunConfig, folder: Path) -> str:
-    return f"condense datasets register {folder} --tracking-uri {config.tracking_uri}"
+    return f"condense datasets register {quote(str(folder))} --tracking-uri {quote(config.tracking_uri)}"
 
 
 def _register_patiently(

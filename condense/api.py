@@ -7,7 +7,6 @@ nor MLflow.
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from condense.condensation.reproduce import Reproduction, evaluate_dataset
 from condense.data.config import DataConfig
 from condense.data.forms import FORMS
 from condense.errors import CondenseError, ConfigError, DatasetError
-from condense.files import check_folder_writable
+from condense.files import check_folder_writable, scratch_folder
 from condense.flow.fit import FitResult
 from condense.flow.fit import fit as fit_here
 from condense.flow.recipe import FlowFitConfig
@@ -208,12 +207,12 @@ def measure(
         FlowError: no flow, or none of that shape.
         ConfigError: an unknown split.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        flow = flow_file(flow, tracking_uri, Path(folder))
+    with scratch_folder() as folder:
+        flow = flow_file(flow, tracking_uri, folder)
         place = str(what)
         if not source_named(place):
             try:
-                place = str(dataset_file(place, tracking_uri, Path(folder)))
+                place = str(dataset_file(place, tracking_uri, folder))
             except CondenseError as error:
                 raise DatasetError(f"{place!r} is no source, and {error.problem}", f"sources: {FORMS}") from None
         measured = measure_named(place, flow=flow, data=data, split=split, limit=limit, draws=draws, seed=seed)
@@ -231,8 +230,8 @@ def load_dataset(where: str | Path, *, tracking_uri: str = STORE) -> CondensedDa
         DatasetError: no condensed dataset there, or it is damaged.
         TrackingError: the store cannot be reached or refuses.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        return read_dataset(dataset_file(str(where), tracking_uri, Path(folder)))
+    with scratch_folder() as folder:
+        return read_dataset(dataset_file(str(where), tracking_uri, folder))
 
 
 def fit_flow(

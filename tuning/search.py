@@ -16,6 +16,7 @@ from cluster import flows
 from cluster.ray_connection import connected
 from cluster.shared_paths import check_places
 from cluster.tracking_store import check_tracking, store_uri
+from cluster.versions import check_free
 from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
 from condense.condensation.pinning import pin
@@ -116,6 +117,7 @@ def check(search: SearchConfig, base: RunConfig) -> tuple[DataSource, SearchConf
     check_places(base)
     check_folder_writable(base.output, "set base.output=FOLDER")
     check_tracking(base.tracking_uri)
+    check_free(base.tracking_uri, search.name)
     first = {key: domain.edges[0] for key, domain in search.space.items()}
     run = flows.resolved(search.run_config(first))
     source, flow = open_checked(run)

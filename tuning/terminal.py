@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from shlex import quote
 from typing import Any
 
 from rich.console import Group
@@ -60,7 +61,7 @@ def show_outcome(search: SearchConfig, outcome: Outcome) -> None:
     """The front as a table, what decided it, and where everything is."""
     base = RunConfig.model_validate(search.base)
     uri = base.tracking_uri
-    option = "" if uri == RunConfig.model_fields["tracking_uri"].default else f" --tracking-uri {uri}"
+    option = "" if uri == RunConfig.model_fields["tracking_uri"].default else f" --tracking-uri {quote(uri)}"
     columns = ("", "dataset", "validation %", "test %", "kilobits", "bits/dim", "images", *search.space)
     rows = []
     for member in outcome.members:

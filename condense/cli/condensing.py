@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -45,7 +46,7 @@ def run(
     within = [] if budget is None else [f"time_budget_s={parse_duration(budget)}"]
     resolved = api.resolve_config(RunConfig, config, [*(overrides or []), *within])
     needs_no_cluster(resolved)  # says what is missing before anything is shown
-    console.show_config(f"condense run {located(config)}", resolved.as_dict())
+    console.show_config(f"condense run {quote(str(located(config)))}", resolved.as_dict())
     with progress_bar() as progress:
         result = api.run(resolved, anew=anew, progress=progress)
     dataset = result.dataset
@@ -65,7 +66,7 @@ def run(
         console.out.print(
             f"compare  condense ui{uri}, then {registry.compare_url(resolved.tracking_uri, [result.run_id])}"
         )
-    console.out.print(f"again    condense evaluate {result.path}")
+    console.out.print(f"again    condense evaluate {quote(str(result.path))}")
 
 
 def estimate(
@@ -96,7 +97,7 @@ def tune(
     from tuning.space import resolve_search
 
     resolved = resolve_search(config, overrides or [])
-    console.show_config(f"condense tune {located(config)}", resolved.as_dict())
+    console.show_config(f"condense tune {quote(str(located(config)))}", resolved.as_dict())
     over = journal.trials_over(resolved)
     if over is not None and over >= resolved.trials and not resume:
         console.out.print(

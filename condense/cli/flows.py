@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import join, quote
 from typing import Annotated
 
 import typer
@@ -36,12 +36,13 @@ def show_flow(
     tracking_uri: Tracking = STORE,
 ) -> None:
     """What a flow's card says: recipe, cost, sources, held-out bits, the training curve."""
+    from condense.files import scratch_folder
     from condense.flow.store import load_card
     from condense.lookup import flow_file
     from condense.reports import console
 
-    with tempfile.TemporaryDirectory() as folder:
-        console.show_config(flow, load_card(flow_file(flow, tracking_uri, Path(folder))))
+    with scratch_folder() as folder:
+        console.show_config(flow, load_card(flow_file(flow, tracking_uri, folder)))
 
 
 @app.command()
@@ -59,7 +60,7 @@ def fit(
 
     resolved = api.resolve_config(FlowFitConfig, config, overrides or [])
     needs_no_cluster(resolved)  # says what is missing before anything is shown
-    console.show_config(f"condense flow fit {located(config)}", resolved.as_dict())
+    console.show_config(f"condense flow fit {quote(str(located(config)))}", resolved.as_dict())
     with progress_bar() as progress:
         fitted = api.fit_flow(resolved, resume=resume, anew=anew, progress=progress)
     result = fitted.result
@@ -67,9 +68,9 @@ def fit(
         show_repeat(fitted.version or str(result.path))
     console.show_flows({result.card["name"]: {**result.card, "digest": result.digest}})
     console.out.print(f"flow     {result.path}")
-    flow = str(result.path)
+    used = [f"flow={result.path}"]
     if fitted.reference is not None:
         console.out.print(f"version  {fitted.version} (MLflow run {fitted.run_id})")
-        flow = fitted.reference
-        flow += "" if resolved.tracking_uri == STORE else f" tracking_uri={resolved.tracking_uri}"
-    console.out.print(f"use it   condense run CONFIG flow={flow}")
+        used = [f"flow={fitted.reference}"]
+        used += [] if resolved.tracking_uri == STORE else [f"tracking_uri={resolved.tracking_uri}"]
+    console.out.print(f"use it   condense run CONFIG {join(used)}")

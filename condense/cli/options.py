@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -51,4 +52,4 @@ def show_repeat(made: str) -> None:
 
 def uri_option(tracking_uri: str) -> str:
     """Returns the option that names a store in a printed command; empty for the default one."""
-    return "" if tracking_uri == STORE else f" --tracking-uri {tracking_uri}"
+    return "" if tracking_uri == STORE else f" --tracking-uri {quote(tracking_uri)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -104,6 +105,19 @@ def test_a_run_without_a_c_compiler_works_and_says_so(tmp_path: Path) -> None:
     assert "no gcc or clang" in ended.stderr
     (file,) = (tmp_path / "condensed").rglob("data.parquet")
     assert len(read_dataset(file).images) == 10
+
+
+@pytest.mark.mlflow
+def test_a_printed_command_works_as_it_is_printed_where_paths_hold_spaces(condense: Command) -> None:
+    store = "tracking_uri=sqlite:///a store/mlflow.db"
+    made = condense("run", QUICKSTART, *TINY[:1], *TINY[2:], "output=my sets", store)
+    printed = dict(line.split(maxsplit=1) for line in made.out.splitlines() if " condense " in line)
+    for name, told in (("again", "test accuracy"), ("download", "digits-ipc1-1")):
+        program, *arguments = shlex.split(printed[name])
+        assert program == "condense"
+        outcome = condense(*arguments)
+        assert outcome.code == 0, outcome.err
+        assert told in outcome.out
 
 
 def test_evaluating_a_file_reproduces_its_accuracy_exactly(tiny: Outcome, home: Path, condense: Command) -> None:
