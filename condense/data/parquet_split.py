@@ -78,6 +78,13 @@ class ParquetSplit:
                 "give a data.test_source of the same classes in the same order",
             )
 
+    def __len__(self) -> int:
+        return sum(self._sizes)
+
+    @property
+    def files(self) -> ParquetFiles:
+        return self._files
+
     @property
     def where(self) -> str:
         first = self._files.paths[0]

@@ -191,13 +191,33 @@ class TestParquetFolder(SourceContract):
             labels = [row % 3 for row in range(12)]
             write_hub(folder / f"train-{shard:05d}-of-00003.parquet", rows(12, 1, start=12 * shard), labels, "abc")
         write_hub(folder / "test-00000-of-00001.parquet", rows(6, 1, start=90), [0, 1, 2] * 2, "abc")
-        write_hub(folder / "validation-00000-of-00001.parquet", [b"never read"], [0], "abc")
         return f"parquet:file://{tmp_path / 'pets'}", DataConfig(image_size=10)
 
-    def test_shards_are_read_in_name_order_and_other_splits_left_alone(self, source: DataSource) -> None:
+    def test_shards_are_read_in_name_order(self, source: DataSource) -> None:
         assert sum(len(source.load(split).labels) for split in ("train", "validation")) == 36
         assert len(source.load("test").labels) == 6
         assert source.shape == (1, 10, 10)
+
+
+class TestStoredValidation(SourceContract):
+    @pytest.fixture
+    def opened(self, tmp_path: Path) -> tuple[str, DataConfig]:
+        write_hub(tmp_path / "pets" / "train.parquet", rows(12), [0, 1] * 6)
+        write_hub(tmp_path / "pets" / "val.parquet", rows(4, start=50), [1, 0] * 2)
+        return f"parquet:{tmp_path / 'pets'}", NATIVE
+
+    def test_it_is_the_validation_split_and_train_is_whole(self, source: DataSource) -> None:
+        expected = np.stack([picture(50 + row) for row in range(4)]).transpose(0, 3, 1, 2)
+        assert np.array_equal(source.load("validation").images.numpy(), expected)
+        assert source.load("validation").labels.tolist() == [1, 0, 1, 0]
+        assert [source.count(split) for split in SPLITS] == [10, 4, 2]  # test is carved
+        assert source.description()["validation"].endswith("val.parquet")
+
+    def test_another_seed_draws_another_validation_split_and_the_same_test(
+        self, source: DataSource, opened: tuple[str, DataConfig]
+    ) -> None:
+        other = open_source(*opened, seed=1)
+        assert all(torch.equal(source.load(split).images, other.load(split).images) for split in SPLITS)
 
 
 class TestPlainParquet(SourceContract):
