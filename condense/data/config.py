@@ -31,6 +31,8 @@ class DataConfig(Settings):
     """
     config: str | None = None
     """The configuration to take of a folder with several: a folder in it, or what file names begin with."""
+    drop_empty_classes: bool = False
+    """Leaves out classes without a train image, be they declared by metadata or gaps between integer labels."""
     test_source: str | None = None
     """parquet: or folder: of the test split; null takes the one that is stored beside train."""
     image_column: str | None = None

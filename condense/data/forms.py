@@ -89,7 +89,11 @@ def _open_parquet(uri: str, data: DataConfig) -> Stored:
 
 def _parquet_split(files: ParquetFiles, data: DataConfig, class_names: tuple[str, ...] | None = None) -> ParquetSplit:
     return ParquetSplit(
-        files, image_column=data.image_column, label_column=data.label_column, known_classes=class_names
+        files,
+        image_column=data.image_column,
+        label_column=data.label_column,
+        known_classes=class_names,
+        allow_gaps=data.drop_empty_classes,
     )
 
 

@@ -10,7 +10,7 @@ import difflib
 import functools
 import importlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from condense.data.decoding import MAX_BYTES, Picture, decode
 from condense.data.image_folders import SUFFIXES, folders_in, is_hidden, is_image
+from condense.data.labels import Labels, check_labels
 from condense.data.split_names import left_out
 from condense.errors import SourceError
 
-Labels = NDArray[np.int64]
 Rows = NDArray[np.int64]
 
 
@@ -291,14 +291,3 @@ def _from_torchvision(name: str, dataset: Any, where: str) -> ArraySplit:
         raise SourceError(f"{where}: {len(pictures)} images and {len(labels)} labels")
     check_labels(labels, names, lambda row: f"{where}, row {row}")
     return ArraySplit(where, names, labels, pictures)
-
-
-def check_labels(labels: Labels, class_names: Sequence[str], where: Callable[[int], str]) -> None:
-    """Raises SourceError naming the first row whose label is outside [0, len(class_names)); `where(row)` names it."""
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
-    if len(wrong):
-        row = int(wrong[0])
-        raise SourceError(
-            f"{where(row)}: label {labels[row]} is out of range, expected 0 to {len(class_names) - 1}",
-            "number the classes from 0",
-        )

@@ -24,8 +24,8 @@ from condense.data.decoding import Frame, framed_shape, stack
 from condense.data.forms import Stored, open_stored, open_test
 from condense.data.parquet_split import ParquetSplit
 from condense.data.readers import StoredSplit
-from condense.data.split_names import Split
-from condense.data.splits import carve, check_splittable
+from condense.data.split_names import Split, shown
+from condense.data.splits import ChosenClasses, carve, check_splittable
 from condense.seeding import generator
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,25 @@ def open_source(spec: str, data: DataConfig, *, seed: int) -> DataSource:
     stored = open_stored(spec, data)
     if data.test_source is not None:
         stored = replace(stored, test=open_test(data.test_source, data, stored.train.class_names))
-    return _SplitSource(spec, stored, data, seed)
+    return _SplitSource(spec, _without_empty_classes(stored) if data.drop_empty_classes else stored, data, seed)
+
+
+def _without_empty_classes(stored: Stored) -> Stored:
+    counts = np.bincount(stored.train.labels, minlength=len(stored.train.class_names))
+    if counts.all():
+        return stored
+
+    def chosen(split: StoredSplit) -> ChosenClasses:
+        return ChosenClasses(split, tuple(np.flatnonzero(counts).tolist()))
+
+    dropped = [name for name, count in zip(stored.train.class_names, counts.tolist(), strict=True) if not count]
+    return replace(
+        stored,
+        train=chosen(stored.train),
+        test=stored.test and chosen(stored.test),
+        validation=stored.validation and chosen(stored.validation),
+        left_out=(*stored.left_out, f"classes without a train image: {shown(dropped)}"),
+    )
 
 
 class _SplitSource:
@@ -216,6 +234,7 @@ class _SplitSource:
 
 
 def _files_of(split: StoredSplit) -> str:
+    split = split.split if isinstance(split, ChosenClasses) else split
     if isinstance(split, ParquetSplit) and len(split.files.paths) > 1:
         return f"{split.where} ({split.files.listed})"
     return split.where

@@ -448,9 +448,9 @@ def test_a_test_source_may_be_given(tmp_path: Path, form: str) -> None:
 
 def test_a_test_source_of_other_classes_is_refused(tmp_path: Path) -> None:
     train = write_hub(tmp_path / "train.parquet", rows(20), [row % 2 for row in range(20)], "ab")
-    other = write_hub(tmp_path / "other.parquet", rows(2), [0, 1], "ba")
+    other = write_hub(tmp_path / "other.parquet", rows(2), [0, 1], "bc")
     said = problem(f"parquet:{train}", DataConfig(test_source=f"parquet:{other}"))
-    assert "['b', 'a'] are not those of train, ['a', 'b']" in said
+    assert "['b', 'c'] are not those of train, ['a', 'b']" in said
     pictures = write_folder(tmp_path / "pictures", {"c": 1})
     assert "'c' is not a class" in problem(f"parquet:{train}", DataConfig(test_source=f"folder:{pictures}"))
     assert "digits" in problem(f"parquet:{train}", DataConfig(test_source="digits"))
@@ -554,7 +554,7 @@ def test_a_file_without_images_lists_its_columns(tmp_path: Path) -> None:
     ("labels", "expected"),
     [
         ([0, 1, 5] * 4, "row 2: label 5 is out of range, expected 0 to 1"),
-        ([0, -1, 1] * 4, "row 1: label -1 is out of range"),
+        ([0, -1, 1] * 4, "row 1: label -1 is below 0, which marks a row without a label; 4 rows"),
         ([0, 1, None] * 4, "row 2: the label is null"),
     ],
 )
@@ -563,10 +563,13 @@ def test_a_bad_label_names_its_row(tmp_path: Path, labels: list[int | None], exp
     assert f"pets.parquet, {expected}" in problem(f"parquet:{path}")
 
 
-@pytest.mark.parametrize("labels", [[0, 1, 5] * 4, [0, 1, -2] * 4, [0, 1, 10**12] * 4])
-def test_undeclared_labels_must_count_from_zero_without_a_gap(tmp_path: Path, labels: list[int]) -> None:
-    path = write_hub(tmp_path / "pets.parquet", rows(12), labels, None)
-    assert "out of range: no row has label" in problem(f"parquet:{path}")
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [(5, "label 5, but no row has label 2"), (10**12, f"label {10**12}, but no row"), (-2, "label -2 is below 0")],
+)
+def test_undeclared_labels_must_count_from_zero_without_a_gap(tmp_path: Path, label: int, said: str) -> None:
+    path = write_hub(tmp_path / "pets.parquet", rows(12), [0, 1, label] * 4, None)
+    assert f"pets.parquet, row 2: {said}" in problem(f"parquet:{path}")
 
 
 def test_a_null_image_names_its_row(tmp_path: Path) -> None:
