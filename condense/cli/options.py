@@ -28,10 +28,10 @@ Tracking = Annotated[str, typer.Option("--tracking-uri", help="MLflow server or 
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """Gives a function that shows in the terminal where a job stands."""
+    """Gives a function that shows in the terminal where a job stands; shows the splits of the data that it opens."""
     from condense.reports import console
 
-    with console.progress_shown() as show:
+    with console.splits_shown(), console.progress_shown() as show:
 
         def tell(at: Progress) -> None:
             if at.message:

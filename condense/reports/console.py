@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import time
@@ -35,6 +36,34 @@ def show_config(title: str, values: Mapping[str, Any]) -> None:
     """The resolved settings as YAML."""
     out.print(title, style="bold")
     out.print(yaml.safe_dump(dict(values), sort_keys=False).rstrip(), style="dim")
+
+
+class _ShownOnce(logging.Handler):
+    """Prints each message once: in one process a source may be opened several times."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._shown: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message not in self._shown:
+            self._shown.add(message)
+            out.print(message, markup=False)
+
+
+@contextmanager
+def splits_shown() -> Iterator[None]:
+    """Shows which files each source that is opened in this process trains, chooses and tests on."""
+    told, handler = logging.getLogger("condense.data.sources"), _ShownOnce()
+    level = told.level
+    told.addHandler(handler)
+    told.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        told.removeHandler(handler)
+        told.setLevel(level)
 
 
 @contextmanager
