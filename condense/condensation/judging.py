@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from torch import Tensor
@@ -42,15 +43,19 @@ def judge(
         soft_labels: float32 (N, classes), or None where labels are hard.
 
     Returns:
-        `evaluation` and `controls`, as the provenance of a dataset has them.
+        `evaluation` and `controls`, as the provenance of a dataset has them, and `seconds` by what they went to.
     """
+    started, seconds = time.perf_counter(), {}
     sets, at_bits = _controls(config, share, images) if config.evaluation.controls else ({}, {})
+    seconds["making controls"] = time.perf_counter() - started
 
     def test_on(images: Tensor, labels: Tensor, name: str, index: int) -> Evaluation:
         context.report(f"testing {name}", index, 1 + len(sets), {}, counts="sets")
+        began = time.perf_counter()
         learners, everyone = config.evaluation.learners, share.mesh.everyone
         with explain_out_of_memory(lambda: TESTING):
             evaluation = evaluator.evaluate(images, labels, test, learners=learners, collective=everyone)
+        seconds[f"testing {name.replace('_', ' ')}"] = time.perf_counter() - began
         context.report(f"tested {name}", index + 1, 1 + len(sets), {"accuracy": evaluation.mean}, counts="sets")
         return evaluation
 
@@ -66,7 +71,7 @@ def judge(
         }
         if name in at_bits:
             tested[name] |= {STRENGTH[name]: at_bits[name].strength, "at_equal_bits": at_bits[name].reached}
-    return {"evaluation": evaluation.description(), "controls": tested}
+    return {"evaluation": evaluation.description(), "controls": tested, "seconds": seconds}
 
 
 def test_metrics(judged: dict[str, Any]) -> dict[str, float]:

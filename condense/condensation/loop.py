@@ -68,10 +68,13 @@ def condense(config: RunConfig, context: WorkerContext) -> CondensedDataset:
     evaluator = build_evaluator(config, len(share.class_names), share.normalisation)
     limit = config.evaluation.validation_images
     held_out = load_held_out(source, "validation", share.classes, share.mesh, share.device, limit=limit)
+    stages = {"setting up": time.perf_counter() - started}
     budget = build_budget(config, source, started, context)
     with Validation(config, context, evaluator, held_out) as validation:
         optimisation = Optimisation(config, context, share, engine, validation, budget)
         optimisation.run()
+    stages["validation"] = optimisation.evaluating_s
+    stages["outer steps"] = time.perf_counter() - started - sum(stages.values())
     images, labels, soft = optimisation.images(), optimisation.labels(), optimisation.soft_labels()
     judged: dict[str, Any] = {"controls": {}}
     if config.evaluation.test:
@@ -79,6 +82,7 @@ def condense(config: RunConfig, context: WorkerContext) -> CondensedDataset:
         judged = judge(config, context, share, evaluator, test, images, labels, soft)
         if context.first:
             context.tracker.metrics(test_metrics(judged), engine.schedule.total)
+    stages |= judged.pop("seconds", {})
     images, labels = images.cpu(), labels.cpu()
     bits, bits_per_dim, png_bytes = provenance.cost(share.flow, images, seed=config.seed, device=share.device)
     facts = provenance.describe(
@@ -101,7 +105,8 @@ def condense(config: RunConfig, context: WorkerContext) -> CondensedDataset:
             "weight": engine.bits_weight,
             "attempts": None if optimisation.target is None else optimisation.target.tried,
         },
-        "seconds": time.perf_counter() - started,
+        "seconds": (seconds := time.perf_counter() - started),
+        "seconds_by_stage": stages | {"bits and the rest": seconds - sum(stages.values())},
         "seconds_by_part": dict(engine.stopwatch.seconds),
     }
     taught = None if soft is None else soft.cpu()
@@ -115,6 +120,7 @@ class Optimisation:
 
     Attributes:
         target: the attempts at a target of bits; None without one.
+        evaluating_s: seconds that evaluations kept the steps waiting, in this process.
     """
 
     def __init__(
@@ -131,7 +137,7 @@ class Optimisation:
         self.target = None if config.bits_target is None else WeightSearch(config.bits_target)
         self._parts: list[Resumable] = [engine, validation, self.schedule, budget]
         self._parts += [] if self.target is None else [self.target]
-        self._every = config.checkpoint_every
+        self._every, self.evaluating_s = config.checkpoint_every, 0.0
 
     def run(self) -> None:
         """Does all outer steps, from the latest checkpoint on."""
@@ -143,7 +149,9 @@ class Optimisation:
                 break
             self.engine.start_again_(beginning)
             done = 0
+        started = time.perf_counter()
         self._record(self.validation.finish(), self.schedule.total)
+        self.evaluating_s += time.perf_counter() - started
 
     def images(self) -> Tensor:
         """Returns the whole set, uint8 (N, C, H, W), classes in order. All workers call it."""
@@ -194,11 +202,13 @@ class Optimisation:
         return self.target.over
 
     def _evaluate(self, done: int, result: StepResult) -> None:
+        started = time.perf_counter()
         snapshot = self._snapshot(done, result)
         if self.context.first:
             grid = image_grid(snapshot.images.cpu(), images_per_class=self.config.images_per_class)
             self.context.tracker.images("synthetic", grid, snapshot.step)
         self._record(self.validation.evaluate(snapshot), done)
+        self.evaluating_s += time.perf_counter() - started
 
     def _snapshot(self, done: int, result: StepResult) -> Snapshot:
         """Returns the set after `done` outer steps, and what is recorded of it."""

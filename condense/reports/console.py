@@ -148,8 +148,9 @@ def show_result(facts: Mapping[str, Any], class_count: int, images: int) -> None
     parts = facts["seconds_by_part"]
     shares = ", ".join(f"{part} {100 * spent / sum(parts.values()):.0f} %" for part, spent in parts.items())
     why = {"time": " (the time given)", "settled": " (the validation curve had settled)"}.get(facts["ended_by"], "")
-    steps = f"{sum(parts.values()):.0f} s of them in {facts['outer_steps']} outer steps{why}"
-    out.print(f"{facts['seconds']:.0f} s, {steps}: {shares}")
+    stages = ", ".join(f"{stage} {spent:.0f}" for stage, spent in facts["seconds_by_stage"].items() if spent >= 0.5)
+    out.print(f"{facts['seconds']:.0f} s before it is written: {stages}")
+    out.print(f"{facts['outer_steps']} outer steps{why}: {shares}")
 
 
 def _accuracy(found: Mapping[str, Any]) -> str:

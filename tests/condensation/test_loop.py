@@ -76,7 +76,11 @@ def test_controls_and_facts_are_stated(whole: CondensedDataset) -> None:
     assert facts["source"]["digest"]
     assert facts["evaluation"]["recipe"] == "dc"
     assert facts["bits"]["per_dim_after"] is None
-    assert math.isclose(facts["seconds"], sum(facts["seconds_by_part"].values()), rel_tol=10)
+    stages = facts["seconds_by_stage"]
+    assert math.isclose(facts["seconds"], sum(stages.values()))
+    assert min(stages.values()) >= 0
+    assert {"setting up", "outer steps", "validation", "testing set", "testing random real"} <= stages.keys()
+    assert sum(facts["seconds_by_part"].values()) <= stages["outer steps"] + 0.05
 
 
 def test_noise_and_real_initialisation_differ_and_real_starts_at_real_images() -> None:
