@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from condense.errors import OutputError
 
+MIB = 1 << 20
 SCRATCH = "condense-scratch-"
 
 
@@ -57,6 +58,29 @@ def check_folder_writable(folder: Path, remedy: str = "choose another folder") -
             pass
     except OSError as error:
         raise OutputError(f"folder {folder} cannot be written: {error}", remedy) from None
+
+
+def check_space(needed: Mapping[Path, int], remedy: str) -> None:
+    """Asks the disks for space. Folders of one disk share what is free there; one that does not exist is made later.
+
+    Args:
+        needed: bytes, by folder.
+        remedy: what to do where there is less.
+
+    Raises:
+        OutputError: naming the folder whose disk has less, what is needed there and what is free.
+    """
+    together: dict[int, int] = {}
+    for folder, size in needed.items():
+        there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+        disk = there.stat().st_dev
+        together[disk] = together.get(disk, 0) + size
+        free = shutil.disk_usage(there).free
+        if free < together[disk]:
+            raise OutputError(
+                f"the disk of {folder} has {free / MIB:.0f} MiB free, and {together[disk] / MIB:.0f} MiB are needed",
+                remedy,
+            )
 
 
 @contextmanager
