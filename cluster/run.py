@@ -22,6 +22,7 @@ from condense.condensation.config import RunConfig
 from condense.condensation.in_process import condense_here, folder_of, forget_checkpoints, run_name
 from condense.condensation.pinning import pin
 from condense.condensation.repeats import made_before, unless_made_meanwhile
+from condense.condensation.space import check_space_of
 from condense.data.sources import DataSource
 from condense.errors import TrackingError
 from condense.files import check_folder_writable, scratch_folder
@@ -93,6 +94,7 @@ def run(
         check_free(config.tracking_uri, name)
     if not anew and (made := _made_before(config, source, name)) is not None:
         return made
+    check_space_of(config, source)
     run_id, tracker = _open(config, source.name, name, flow, trial_of) if tracked else (None, NullTracker())
     try:
         dataset = _condense(config, source, tracker, progress)

@@ -6,7 +6,6 @@ They are in a JSONL file, so that they outlive the process, or in memory.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import threading
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from condense.errors import OutputError, TrackingError
+from condense.files import pack_line, unpack_line
 
 Record = dict[str, Any]
 
@@ -74,7 +74,7 @@ class Spool:
         """Returns everything that waits.
 
         Raises:
-            TrackingError: naming the line that is no JSON.
+            TrackingError: naming the line that is damaged.
         """
         with self._lock:
             if self.file is None:
@@ -86,10 +86,10 @@ class Spool:
             records: list[Record] = []
             for row, line in enumerate(lines, start=1):
                 try:
-                    records.append(json.loads(line))
-                except ValueError:
+                    records.append(unpack_line(line))
+                except ValueError as error:
                     raise TrackingError(
-                        f"spool {self.file}, line {row} is not JSON", "repair or remove the file"
+                        f"spool {self.file}, line {row} is damaged: {error}", "repair or remove the file"
                     ) from None
             if cut_off:
                 self._keep_only(records)
@@ -104,7 +104,7 @@ class Spool:
         with self._lock, self._writing(self.file):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(record) + "\n")
+                stream.write(pack_line(record))
 
     def drop(self, count: int) -> None:
         """Takes the first records away."""
@@ -122,7 +122,7 @@ class Spool:
                 return
             beside = self.file.with_name(f"{self.file.name}.{os.getpid()}.tmp")
             with beside.open("w", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(record) + "\n" for record in records)
+                stream.writelines(pack_line(record) for record in records)
                 stream.flush()
                 os.fsync(stream.fileno())
             beside.replace(self.file)

@@ -18,6 +18,7 @@ from condense.condensation.in_process import condense_here, folder_of, forget_ch
 from condense.condensation.pinning import pin
 from condense.condensation.repeats import made_before, unless_made_meanwhile
 from condense.condensation.reproduce import Reproduction, evaluate_dataset
+from condense.condensation.space import check_space_of
 from condense.data.config import DataConfig
 from condense.data.forms import FORMS
 from condense.errors import CondenseError, ConfigError, DatasetError
@@ -287,6 +288,7 @@ def _run_here(config: RunConfig, progress: Callable[[Progress], None], anew: boo
     folder, name = folder_of(config, source.name), config.dataset_name(source.name)
     if not anew and (made := made_before(config, source)) is not None:
         return RunResult(made, completed(folder, made, name=name), repeated=True)
+    check_space_of(config, source)
     dataset = unless_made_meanwhile(config, source, lambda: condense_here(config, NullTracker(), progress))
     write_folder(folder, dataset, name=name)
     forget_checkpoints(config)

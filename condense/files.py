@@ -6,13 +6,14 @@ A file is written beside its place, synced and renamed.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from torch import Tensor
 
 from condense.errors import OutputError
 
+MIB = 1 << 20
+SUM, SUM_LENGTH = "sha256", 16  # of a line: its key and hexadecimal digits
 SCRATCH = "condense-scratch-"
 
 
@@ -57,6 +60,29 @@ def check_folder_writable(folder: Path, remedy: str = "choose another folder") -
             pass
     except OSError as error:
         raise OutputError(f"folder {folder} cannot be written: {error}", remedy) from None
+
+
+def check_space(needed: Mapping[Path, int], remedy: str) -> None:
+    """Asks the disks for space. Folders of one disk share what is free there; one that does not exist is made later.
+
+    Args:
+        needed: bytes, by folder.
+        remedy: what to do where there is less.
+
+    Raises:
+        OutputError: naming the folder whose disk has less, what is needed there and what is free.
+    """
+    together: dict[int, int] = {}
+    for folder, size in needed.items():
+        there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+        disk = there.stat().st_dev
+        together[disk] = together.get(disk, 0) + size
+        free = shutil.disk_usage(there).free
+        if free < together[disk]:
+            raise OutputError(
+                f"the disk of {folder} has {free / MIB:.0f} MiB free, and {together[disk] / MIB:.0f} MiB are needed",
+                remedy,
+            )
 
 
 @contextmanager
@@ -111,6 +137,35 @@ def _remove_left(folder: Path) -> None:
         pass
     finally:
         os.close(opened)
+
+
+def json_checksum(values: Mapping[str, Any], *more: bytes) -> str:
+    """Returns the SHA-256 of values as JSON keeps them, and of more bytes."""
+    kept = json.loads(json.dumps(values))  # a tuple is a list there, and a key a string
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+    for part in more:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def pack_line(record: Mapping[str, Any]) -> str:
+    """Returns a record as one line of JSON, with a checksum of what it holds."""
+    return json.dumps({**record, SUM: json_checksum(record)[:SUM_LENGTH]}) + "\n"
+
+
+def unpack_line(line: str | bytes) -> dict[str, Any]:
+    """Returns what `pack_line` packed; lines of version 0.1.0 have no checksum.
+
+    Raises:
+        ValueError: it is no JSON object, or was altered.
+    """
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError("no JSON object")
+    stated = record.pop(SUM, None)
+    if stated not in (None, json_checksum(record)[:SUM_LENGTH]):
+        raise ValueError("does not have the checksum that it was written with")
+    return record
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:

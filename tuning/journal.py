@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from condense.errors import ConfigError, OutputError
-from condense.files import check_folder_writable, write_whole
+from condense.files import check_folder_writable, pack_line, unpack_line, write_whole
 from condense.workers.tracking import flatten
 from tuning.score import Point
 from tuning.space import SearchConfig
@@ -131,7 +131,7 @@ class Journal:
         record["time"] = time.time()
         try:
             with (self.folder / EVENTS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(pack_line(record))
         except OSError as error:
             raise OutputError(f"{self.folder / EVENTS} cannot be written: {error}", "free its disk") from None
 
@@ -143,10 +143,14 @@ class Journal:
         *lines, cut_off = path.read_bytes().split(b"\n")
         if cut_off:
             os.truncate(path, path.stat().st_size - len(cut_off))
-        try:
-            events: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        except ValueError:
-            raise ConfigError(f"{path} is damaged", "start the search anew under another name") from None
+        events: list[dict[str, Any]] = []
+        for row, line in enumerate(lines, start=1):
+            try:
+                events.append(unpack_line(line))
+            except ValueError as error:
+                raise ConfigError(
+                    f"{path}, line {row} is damaged: {error}", "start the search anew under another name"
+                ) from None
         previous = None
         for event in events:
             if previous is not None and event["event"] != "opened":
@@ -203,7 +207,7 @@ def trials_over(search: SearchConfig) -> int | None:
     trials: dict[int, Trial] = {}
     for line in events.read_text(encoding="utf-8").splitlines():
         with suppress(ValueError):  # a line that a kill cut off
-            apply_(trials, json.loads(line))
+            apply_(trials, unpack_line(line))
     return sum(trial.status in OVER for trial in trials.values())
 
 

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from condense.errors import ConfigError, FlowError, OutputError
-from condense.files import check_folder_writable, unpack_tensors, write_tensors
+from condense.files import check_folder_writable, json_checksum, unpack_tensors, write_tensors
 from condense.flow.architecture import Flow, FlowDescription, tensors_digest
 from condense.flow.probe import check_exact
 from condense.flow.registry import build
 from condense.settings import validate
 
 FORMAT = 1
+CHECKSUM = "checksum"  # of the rest of the header; the digest is of what the flow computes
 REGISTERED = "models:/"  # how a reference to a flow in MLflow's registry starts; see pinning.py
 
 
@@ -40,7 +41,7 @@ def save_flow(flow: Flow, path: Path, card: dict[str, Any]) -> str:
     description = flow.description.plain()
     digest = tensors_digest(description, tensors)
     header = {"format": FORMAT, "description": description, "card": card, "digest": digest}
-    write_tensors(path, tensors, header)
+    write_tensors(path, tensors, header | {CHECKSUM: json_checksum(header)})
     return digest
 
 
@@ -162,6 +163,9 @@ def _read(content: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, Any]
         tensors, header = unpack_tensors(content)
     except ValueError as error:
         raise FlowError(f"flow file {where} {error}", "take another copy of it") from None
+    stated = header.pop(CHECKSUM, None)  # flows of version 0.1.0 have none
+    if stated not in (None, json_checksum(header)):
+        raise FlowError(f"flow file {where} is damaged: its card is not as it was written", "take another copy of it")
     version = header.get("format")
     if isinstance(version, int) and version > FORMAT:
         raise FlowError(

@@ -1,9 +1,10 @@
 """Writes a condensed dataset as one Parquet file, one row for each image, and reads it back, bit for bit.
 
 Columns: image struct<bytes, path> (PNG; pixels are 8-bit, so it is exact), label int64, label_name string, bits and
-bits_per_dim float64, and soft_label list<float> where soft labels were learned. Two keys of schema metadata:
-`huggingface` lets `datasets` show pictures and class names, `condense` holds the provenance as JSON. Hugging Face's
-declaration counts only for fields that equal it exactly, so every field is nullable.
+bits_per_dim float64, and soft_label list<float> where soft labels were learned. Three keys of schema metadata:
+`huggingface` lets `datasets` show pictures and class names, `condense` holds the provenance as JSON, and
+`condense_checksum` covers what the content digest leaves out. Hugging Face's declaration counts only for fields that
+equal it exactly, so every field is nullable.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,12 @@ from torch.utils.data import Dataset
 
 from condense.data.decoding import Frame, decode, encode_png, framed_shape, stack
 from condense.errors import DatasetError, NonFiniteError, SourceError
-from condense.files import write_whole
+from condense.files import json_checksum, write_whole
 from condense.pixels import to_float
 from condense.synthetic.decoder import decode_set
 
 FORMAT = 1
+CHECKSUM = "condense_checksum"  # key of schema metadata: of what the content digest leaves out
 PARQUET = "data.parquet"  # in the folder of a run
 _IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 
@@ -113,7 +115,11 @@ def write_dataset(path: str | Path, dataset: CondensedDataset) -> Path:
     names = list(dataset.class_names)
     provenance = {**dataset.provenance, "format": FORMAT, "class_names": names, "content_digest": digest}
     table = _table(dataset).replace_schema_metadata(
-        {"huggingface": json.dumps(_features(dataset)), "condense": json.dumps(provenance, allow_nan=False)}
+        {
+            "huggingface": json.dumps(_features(dataset)),
+            "condense": json.dumps(provenance, allow_nan=False),
+            CHECKSUM: _checksum(provenance, dataset),
+        }
     )
     stream = io.BytesIO()
     pq.write_table(table, stream, compression="zstd", use_dictionary=["label", "label_name"])
@@ -150,7 +156,18 @@ def read_dataset(path: str | Path) -> CondensedDataset:
             f"{path}: content digest {digest}, but it was written with {provenance.get('content_digest')}",
             "its images, labels or class names were changed after it was written: download it again",
         )
+    stated = table.schema.metadata.get(CHECKSUM.encode())  # files of version 0.1.0 have none
+    if stated not in (None, _checksum(provenance, dataset).encode()):
+        raise DatasetError(f"{path}: its facts or bits are not as they were written", "copy the file again")
     return dataset
+
+
+def _checksum(provenance: Mapping[str, Any], dataset: CondensedDataset) -> str:
+    """SHA-256 of what the content digest leaves out: how the dataset was made, and the bits of its images."""
+    bits = (
+        values.double().cpu().numpy().tobytes() for values in (dataset.bits, dataset.bits_per_dim) if values is not None
+    )
+    return json_checksum(provenance, *bits)
 
 
 class CondensedImages(Dataset[tuple[Any, int | Tensor]]):

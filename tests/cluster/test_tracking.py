@@ -351,6 +351,17 @@ def test_a_damaged_spool_is_named_with_its_line(tmp_path: Path) -> None:
         Spool(tmp_path / "spool.jsonl")
 
 
+def test_a_spool_with_one_changed_digit_is_named_with_its_line(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool.jsonl")
+    for step in range(3):
+        spool.append({"kind": "metrics", "step": step, "values": {"loss": 0.5}})
+    spool.drop(1)
+    text = (tmp_path / "spool.jsonl").read_text()
+    (tmp_path / "spool.jsonl").write_text(text[::-1].replace("5.0", "6.0", 1)[::-1])
+    with pytest.raises(TrackingError, match="line 2 is damaged"):
+        Spool(tmp_path / "spool.jsonl")
+
+
 def test_importing_the_tracker_does_not_load_mlflow() -> None:
     program = "import sys, cluster.tracking, cluster.registry; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -11,7 +11,7 @@ from condense.errors import FlowError, OutputError
 from condense.files import read_tensors, write_tensors
 from condense.flow.architecture import Flow, FlowDescription
 from condense.flow.probe import log_determinant_error
-from condense.flow.store import FORMAT, flow_for, load_card, load_flow, save_flow
+from condense.flow.store import CHECKSUM, FORMAT, flow_for, load_card, load_flow, save_flow
 from tests.builders.flows import DESCRIPTIONS, pictures, tiny_flow
 
 
@@ -28,6 +28,7 @@ def stored(flow: Flow, tmp_path: Path) -> Path:
 
 def rewritten(path: Path, **header: object) -> Path:
     tensors, old = read_tensors(path)
+    del old[CHECKSUM]  # as somebody else's program writes it
     write_tensors(path, tensors, {**old, **header})
     return path
 
@@ -44,6 +45,15 @@ def test_a_loaded_flow_is_the_stored_one_and_frozen(flow: Flow, stored: Path) ->
 def test_storing_again_gives_the_same_bytes(stored: Path, tmp_path: Path) -> None:
     save_flow(load_flow(stored), tmp_path / "again.safetensors", {"name": "tiny"})
     assert (tmp_path / "again.safetensors").read_bytes() == stored.read_bytes()
+
+
+def test_a_card_with_one_changed_letter_is_refused(stored: Path) -> None:
+    content = stored.read_bytes()
+    assert content.count(b"tiny") == 1
+    stored.write_bytes(content.replace(b"tiny", b"tinx"))
+    for read in (load_card, load_flow):
+        with pytest.raises(FlowError, match=f"{stored.name} is damaged: its card"):
+            read(stored)
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.999])

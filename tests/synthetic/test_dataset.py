@@ -67,6 +67,25 @@ def test_every_value_comes_back_exactly(written: tuple[Path, CondensedDataset]) 
     assert read.provenance["content_digest"] == digest
 
 
+def test_a_file_with_one_changed_byte_is_refused_or_reads_equal(written: tuple[Path, CondensedDataset]) -> None:
+    path, dataset = written
+    content, provenance = path.read_bytes(), read_dataset(path).provenance
+    refused = 0
+    for place in range(0, len(content), 7):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        try:
+            read = read_dataset(path)
+        except DatasetError:
+            refused += 1
+            continue
+        for name in ("images", "labels", "bits", "bits_per_dim", "soft_labels"):
+            assert torch.equal(getattr(read, name), getattr(dataset, name)), (place, name)
+        assert read.provenance == provenance, place
+    assert refused > len(content) / 7 / 2
+
+
 def test_a_read_dataset_writes_the_same_file(written: tuple[Path, CondensedDataset]) -> None:
     path, _ = written
     again = write_dataset(path.with_name("again.parquet"), read_dataset(path))

@@ -53,6 +53,20 @@ def test_events_survive_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
     assert [json.loads(line)["event"] for line in path.read_text().splitlines()[-2:]] == ["opened", "stopped"]
 
 
+def test_a_journal_with_one_changed_digit_is_refused_by_its_line(tmp_path: Path) -> None:
+    with open_journal(search(tmp_path), resume=False) as journal:
+        finish(journal, 5.0, 1, 70.25, 1e4)
+    path = tmp_path / "tiny" / EVENTS
+    lines = path.read_text().splitlines(keepends=True)
+    number = next(row for row, line in enumerate(lines) if '"point"' in line)
+    path.write_text("".join(lines).replace("70.25", "71.25", 1))
+    with (
+        pytest.raises(ConfigError, match=rf"{EVENTS}, line {number + 1} is damaged"),
+        open_journal(search(tmp_path), resume=True),
+    ):
+        pass
+
+
 def test_a_search_is_begun_once_resumed_unchanged_and_by_one_process(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no search 'tiny'"), open_journal(search(tmp_path), resume=True):
         pass
