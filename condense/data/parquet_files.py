@@ -16,10 +16,13 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from condense.data.hub_card import sort_by_card
 from condense.data.split_names import WORDS, Split, beside, left_out, named_splits, shown, sort_by_name, sort_by_pattern
 from condense.errors import SourceError
 
 log = logging.getLogger(__name__)
+
+MAX_README_BYTES = 1 << 20  # its head is what is read of it
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,9 @@ class SplitFiles:
 def split_files(uri: str, *, config: str | None = None, patterns: Mapping[Split, str] | None = None) -> SplitFiles:
     """Finds the files of each split at a path or URI.
 
-    A folder's files belong to the split that their names or folders say (`split_names.WORDS`); where none says
-    anything, all are train. Beside a single train file, those of the other splits are named alike.
+    A folder's files belong to the split that its README.md says, as in a Hugging Face repository, or else their names
+    or folders (`split_names.WORDS`); where none says anything, all are train. Beside a single train file, those of the
+    other splits are named alike.
 
     Args:
         uri: a Parquet file, or a folder of them.
@@ -78,7 +82,8 @@ def split_files(uri: str, *, config: str | None = None, patterns: Mapping[Split,
         if patterns:
             names = sort_by_pattern(f"folder {uri}", listed, patterns)
         else:
-            names = sort_by_name(f"folder {uri}", listed, config)
+            said = sort_by_card(f"folder {uri}", listed, _readme(filesystem, root), config)
+            names = said or sort_by_name(f"folder {uri}", listed, config)
     if not names.train:
         raise SourceError(f"folder {uri} holds no Parquet file to train on", "expected names such as train-0.parquet")
 
@@ -127,6 +132,17 @@ def _is_file(filesystem: Any, path: str) -> bool:
         # Without the right to list a bucket, S3 answers "access denied" for what is not there.
         log.info("%s: taken as absent: %s", path, error)
         return False
+
+
+def _readme(filesystem: Any, root: str) -> str:
+    if not _is_file(filesystem, f"{root}README.md"):
+        return ""
+    try:
+        with filesystem.open_input_file(f"{root}README.md") as file:
+            return str(file.read(MAX_README_BYTES).decode("utf-8", errors="replace"))
+    except OSError as error:
+        log.info("%sREADME.md: not read: %s", root, error)
+        return ""
 
 
 def _names_beside(filesystem: Any, folder: str, name: str) -> list[str]:

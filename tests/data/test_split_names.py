@@ -155,6 +155,45 @@ def test_a_source_tells_its_splits_and_counts_what_it_does_not_read(tmp_path: Pa
     ]
 
 
+CARD = """---
+license: mit
+configs:
+- config_name: cats
+  data_files:
+  - split: train
+    path: cats/part-*
+  - split: test_hard
+    path: [cats/hard.parquet, "more/**"]
+  - split: unlabelled
+    path: cats/rest.parquet
+- config_name: dogs
+  data_files: dogs/*{default}
+---
+# Pets
+"""
+
+
+def test_the_readme_of_a_hub_repository_says_the_files_of_each_split(tmp_path: Path) -> None:
+    cats = ("cats/part-0.parquet", "cats/part-1.parquet", "cats/hard.parquet", "cats/rest.parquet", "more/x.parquet")
+    write_files(tmp_path, *cats, "dogs/x.parquet", "dogs/y.parquet")
+    (tmp_path / "README.md").write_text(CARD.format(default=""))
+    assert "2 configurations, cats, dogs, as its README.md says" in refused(f"parquet:{tmp_path}")
+    chosen = (list(cats[:2]), [], ["cats/hard.parquet", "more/x.parquet"])
+    assert found(tmp_path, config="cats") == chosen
+    told = opened(f"parquet:{tmp_path}", config="cats").description()["splits"]
+    assert "not read: split unlabelled: cats/rest.parquet" in told
+    assert "not read: not of configuration cats: dogs/x.parquet, dogs/y.parquet" in told
+    (tmp_path / "README.md").write_text(CARD.format(default="\n  default: true"))
+    assert found(tmp_path) == (["dogs/x.parquet", "dogs/y.parquet"], [], [])
+
+
+@pytest.mark.parametrize("card", ["# Pets", "---\nconfigs: [", "---\nconfigs: [1, {config_name: x}]\n---", "\xff"])
+def test_a_readme_that_says_nothing_of_splits_changes_nothing(tmp_path: Path, card: str) -> None:
+    write_files(tmp_path, "train.parquet", "test.parquet")
+    (tmp_path / "README.md").write_text(card, encoding="latin-1")
+    assert found(tmp_path) == (["train.parquet"], [], ["test.parquet"])
+
+
 def test_the_terminal_shows_the_splits_of_a_source_once(tmp_path: Path) -> None:
     spec = f"parquet:{write_files(tmp_path, 'train.parquet', 'dev.parquet', 'test.parquet')}"
     with console.splits_shown(), console.out.capture() as shown:
