@@ -23,7 +23,9 @@ from condense.errors import SourceError
 Labels = NDArray[np.int64]
 Rows = NDArray[np.int64]
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm"})
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff"}
+)
 
 
 class StoredSplit(Protocol):
