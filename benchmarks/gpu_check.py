@@ -1,6 +1,7 @@
 """The GPU tests and benchmarks in one process, without Ray or MLflow, into one table: `make gpu-check`.
 
     python -m benchmarks gpu-check --out gpu-check.md --data FOLDER
+    python -m benchmarks gpu-check --parts repeat runs --runs dm dsa --data FOLDER
     python -m benchmarks gpu-check --device cpu --tiny        # tries this file where there is no GPU
 
 FOLDER holds the *_train.parquet files (cifar10, fashion_mnist); without it the runs are on scikit-learn's digits. A
@@ -14,6 +15,7 @@ import argparse
 import platform
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from benchmarks.harness import ROOT, condense_alone
 from condense.condensation.config import RunConfig
 from condense.errors import ConfigError
 from condense.learners.networks import NetworkConfig
+from condense.reports.card import spread
 from condense.settings import resolve
 from condense.workers.context import Progress
 from condense.workers.devices import local_device
@@ -41,6 +44,7 @@ RUNS = (
 )
 # On a GPU some gradients of PyTorch add in no fixed order: whether a seed gives one digest there is seen, not assumed.
 TWICE = (("fashion-mnist", "fashion_mnist", ("outer_steps=5",)), ("dsa", "cifar10", ("outer_steps=1",)))
+PARTS = ("tests", "steps", "repeat", "runs")
 EVALUATION = ("evaluation.learners=3", "evaluation.controls=false", "evaluation.every=1000000", "workers=0")
 TINY = (
     "source=digits",
@@ -103,8 +107,25 @@ def run(example: str, file: Path | None, overrides: Sequence[str], device: str, 
             ended = ended or time.perf_counter()
 
     found = provenance(example, file, overrides, device, tiny=tiny, progress=progress)["evaluation"]
-    accuracy = f"{found['accuracy_mean']:.1f} ± {found['accuracy_std']:.1f} % ({found['recipe']})"
+    accuracy = f"{spread(found['accuracy_mean'], found['accuracy_std'])} % ({found['recipe']})"
     return accuracy, f"{ended - started:.0f} s, {time.perf_counter() - started:.0f} s with evaluation"
+
+
+def step_times(device: str, write: Callable[[str], None], deadline: float, *, tiny: bool) -> None:
+    """Writes a row for each objective, shape and number of images a class, while there is time."""
+    write(
+        "\n| objective | images | ipc | float32 ms | bfloat16 ms | launches | us each |\n|---|---|---|---|---|---|---|"
+    )
+    for objective, dataset, ipc in product(("gradient", "distribution"), SHAPES, (1, 10, 50)):
+        if time.monotonic() > deadline:
+            continue
+        times = [
+            step_time(device, dataset, ipc, precision, objective, tiny=tiny) for precision in ("float32", "bfloat16")
+        ]
+        parts = counted(objective, ipc, shape=SHAPES[dataset])
+        launches = parts["network"] + parts["target"] + parts["update"]
+        each = 1000 * times[0] / launches  # in float32; near 6, the step is bound by its launches
+        write(f"| {objective} | {dataset} | {ipc} | {times[0]:.1f} | {times[1]:.1f} | {launches} | {each:.1f} |")
 
 
 def main() -> int:
@@ -114,6 +135,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="folder of Parquet files; without it digits")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--minutes", type=float, default=18, help="no part starts after them")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these")
+    parser.add_argument("--runs", nargs="+", choices=[example for example, *_ in RUNS], help="of the runs only these")
     parser.add_argument("--tiny", action="store_true", help="only try whether it works")
     arguments = parser.parse_args()
     try:
@@ -122,7 +145,7 @@ def main() -> int:
         parser.error(str(error))
     keep_freed_memory()
     name = torch.cuda.get_device_name() if arguments.device == "cuda" else platform.processor() or "CPU"
-    lines = [f"# GPU check: {name}, PyTorch {torch.__version__}", "", tests() if arguments.device == "cuda" else ""]
+    lines: list[str] = []
     deadline = time.monotonic() + 60 * arguments.minutes
 
     def write(line: str) -> None:
@@ -130,49 +153,36 @@ def main() -> int:
         print(line, flush=True)
         arguments.out.write_text("\n".join(lines) + "\n")
 
-    write(
-        "\n| objective | images | ipc | float32 ms | bfloat16 ms | launches | us each |\n|---|---|---|---|---|---|---|"
-    )
-    for objective in ("gradient", "distribution"):
-        for dataset in SHAPES:
-            for ipc in (1, 10, 50):
-                if time.monotonic() > deadline:
-                    continue
-                times = [
-                    step_time(arguments.device, dataset, ipc, precision, objective, tiny=arguments.tiny)
-                    for precision in ("float32", "bfloat16")
-                ]
-                parts = counted(objective, ipc, shape=SHAPES[dataset])
-                launches = parts["network"] + parts["target"] + parts["update"]
-                each = 1000 * times[0] / launches  # in float32; near 6, the step is bound by its launches
-                step = f"{times[0]:.1f} | {times[1]:.1f} | {launches} | {each:.1f}"
-                write(f"| {objective} | {dataset} | {ipc} | {step} |")
-
     def file_of(data: str) -> Path | None:
         return arguments.data / f"{data}_train.parquet" if arguments.data else None
 
-    write("\n| run, twice | settings | same bytes |\n|---|---|---|")
-    for example, data, overrides in TWICE:
-        digests = {
-            provenance(
-                example,
-                file_of(data),
-                (*overrides, "evaluation.recipe=dc", "evaluation.test=false"),
-                arguments.device,
-                tiny=arguments.tiny,
-            )["content_digest"]
-            for _ in range(2)
-        }
-        write(f"| {example} | {' '.join(overrides)} | {'yes' if len(digests) == 1 else 'no'} |")
-    write("\n| run | settings | test accuracy | seconds |\n|---|---|---|---|")
-    for example, data, overrides in RUNS:
-        file = file_of(data)
-        if time.monotonic() > deadline:
-            write(f"| {example} | {' '.join(overrides)} | not run: the time was up | |")
-            continue
-        accuracy, seconds = run(example, file, overrides, arguments.device, tiny=arguments.tiny)
-        write(f"| {example} | {' '.join(overrides)} | {accuracy} | {seconds} |")
-    return int("FAILED" in lines[2])
+    write(f"# GPU check: {name}, PyTorch {torch.__version__}\n")
+    if arguments.device == "cuda" and "tests" in arguments.parts:
+        write(tests())
+    if "steps" in arguments.parts:
+        step_times(arguments.device, write, deadline, tiny=arguments.tiny)
+    if "repeat" in arguments.parts:
+        write("\n| run, twice | settings | same bytes |\n|---|---|---|")
+        once = ("evaluation.recipe=dc", "evaluation.test=false")
+        for example, data, overrides in TWICE:
+            digests = {
+                provenance(example, file_of(data), (*overrides, *once), arguments.device, tiny=arguments.tiny)[
+                    "content_digest"
+                ]
+                for _ in range(2)
+            }
+            write(f"| {example} | {' '.join(overrides)} | {'yes' if len(digests) == 1 else 'no'} |")
+    if "runs" in arguments.parts:
+        write("\n| run | settings | test accuracy | seconds |\n|---|---|---|---|")
+        for example, data, overrides in RUNS:
+            if arguments.runs and example not in arguments.runs:
+                continue
+            if time.monotonic() > deadline:
+                write(f"| {example} | {' '.join(overrides)} | not run: the time was up | |")
+                continue
+            accuracy, seconds = run(example, file_of(data), overrides, arguments.device, tiny=arguments.tiny)
+            write(f"| {example} | {' '.join(overrides)} | {accuracy} | {seconds} |")
+    return int(any("FAILED" in line for line in lines))
 
 
 if __name__ == "__main__":

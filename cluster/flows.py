@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import tempfile
 from pathlib import Path
+from shlex import quote
 
 from cluster import registry
 from cluster.registry import BEST
 from cluster.tracking_store import connect, refusals, sqlite_file, store_uri
-from cluster.versions import FLOW, Version, fetch, versions_of
+from cluster.versions import FLOW, Version, fetch, is_there, versions_of
 from condense.condensation.config import RunConfig
 from condense.errors import FlowError
+from condense.files import scratch_folder
 from condense.flow.fit import FitResult
 from condense.flow.pinning import keep_flow
 from condense.flow.store import REGISTERED, load_flow
@@ -48,8 +49,8 @@ def register_flow(uri: str, run_id: str, result: FitResult) -> Version:
         "cpu_seconds": str(card["cpu_seconds"]),
     }
     name = f"flow-{card['name']}"
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copyfile(result.path, Path(folder) / FILE)
+    with scratch_folder() as folder:
+        shutil.copyfile(result.path, folder / FILE)
         version = registry.register(uri, run_id, name, folder, tags, kind=FLOW)
     update_best(uri, version)
     return registry.show(uri, version.reference, kind=FLOW)
@@ -58,10 +59,12 @@ def register_flow(uri: str, run_id: str, result: FitResult) -> Version:
 def update_best(uri: str, newest: Version) -> Version:
     """Points `best` at the version with the fewest held-out bits on its data, the newest of equals; returns it.
 
-    Versions on other data than the present `best` do not take its place: their bits are of other images.
+    Versions on other data than the present `best` do not take its place: their bits are of other images. A version
+    whose file is gone is none.
     """
     with refusals(uri, f"cannot read the versions of {newest.name!r}"):
-        versions = versions_of(connect(uri), newest.name, FLOW)
+        client = connect(uri)
+        versions = [version for version in versions_of(client, newest.name, FLOW) if is_there(client, version)]
     held = next((version for version in versions if BEST in version.aliases), newest)
     rivals = [version for version in versions if version.tags.get(TRAINED_ON) == held.tags.get(TRAINED_ON)]
     scored = [(bits, -version.version) for version in rivals if math.isfinite(bits := version.number(HELD_OUT))]
@@ -104,8 +107,8 @@ def bring(uri: str, reference: str, folder: Path) -> tuple[Path, Version]:
         TrackingError: the store cannot be reached or refuses.
     """
     version = registry.show(uri, reference.removeprefix(REGISTERED), kind=FLOW)
-    with tempfile.TemporaryDirectory() as beside:
-        fetched = fetch(uri, version, Path(beside))
+    with scratch_folder() as beside:
+        fetched = fetch(uri, version, beside)
         if FILE not in fetched:
             raise FlowError(f"{reference} holds no {FILE}", "it was not registered by condense flow fit")
         path = folder / f"{version.name}-{version.version}.safetensors"
@@ -127,15 +130,15 @@ def resolved(config: RunConfig) -> RunConfig:
     """
     if not config.flow.startswith(REGISTERED) or config.tracking_uri == "none":
         return config
-    with tempfile.TemporaryDirectory() as folder:
-        path, version = bring(config.tracking_uri, config.flow, Path(folder))
+    with scratch_folder() as folder:
+        path, version = bring(config.tracking_uri, config.flow, folder)
         content = path.read_bytes()
     digest = version.content_digest
     if config.flow_digest not in (None, digest):
         raise FlowError(
             f"flow {config.flow} is {version.reference} with digest {digest[:16]} now,"
             f" and flow_digest asks for {str(config.flow_digest)[:16]}",
-            f"name its version: condense flow list --tracking-uri {config.tracking_uri}",
+            f"name its version: condense flow list --tracking-uri {quote(config.tracking_uri)}",
         )
     keep_flow(content, digest, config.storage)
     log.info("flow %s is %s (%s)", config.flow, version.reference, digest[:16])

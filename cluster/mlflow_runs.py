@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import logging
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ def open_run(
         **({"mlflow.source.git.commit": git_revision} if git_revision else {}),
         "mlflow.source.name": "condense",
         "mlflow.source.type": "LOCAL",
-        "mlflow.user": getpass.getuser(),
+        "mlflow.user": _user(),
         IDENTITY: identity,
     }
     all_tags = {key: value[:TAG_LENGTH] for key, value in all_tags.items()}
@@ -84,6 +85,28 @@ def open_run(
             run_id = str(client.create_run(experiment_id, run_name=name, tags=all_tags).info.run_id)
         log_params(client, run_id, written(params))
     return run_id
+
+
+def finished_runs(uri: str, experiment: str, identity: str) -> list[str]:
+    """Returns the ids of the runs of this identity that ended as they should, the latest first."""
+    with refusals(uri, f"cannot look for runs in experiment {experiment!r}"):
+        client = connect(uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            return []
+        runs = client.search_runs(
+            [found.experiment_id],
+            f"tags.`{IDENTITY}` = '{identity}' and attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time DESC"],
+        )
+        return [str(run.info.run_id) for run in runs]
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container: no entry among the users
+        return f"uid {os.getuid()}"
 
 
 def is_finished(uri: str, run_id: str) -> bool:

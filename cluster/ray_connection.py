@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +43,14 @@ TRAIN = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_ENABLE_PRINT_PATCH", "R
 
 def own_cluster() -> bool:
     """Returns whether this process starts a cluster of its own: RAY_ADDRESS names none."""
-    return "RAY_ADDRESS" not in os.environ
+    return not os.environ.get("RAY_ADDRESS")
+
+
+def cluster_in_words() -> str:
+    """Returns where the connected cluster is, for a person."""
+    if own_cluster():
+        return "on a Ray cluster of its own, on this machine"
+    return f"on the Ray cluster at {ray.get_runtime_context().gcs_address}, as RAY_ADDRESS says"
 
 
 @contextmanager
@@ -61,6 +70,7 @@ def connected() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    ended_by = signal.getsignal(signal.SIGTERM)  # Ray puts its own in place
     if address:
         try:
             ray.init(log_to_driver=False, logging_level="ERROR")
@@ -73,6 +83,8 @@ def connected() -> Iterator[None]:
     else:
         _make_token()
         ray.init(address="local", log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ended_by)
     try:
         yield
     finally:

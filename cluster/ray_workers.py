@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 import time
 import uuid
@@ -21,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.checkpoints import SharedCheckpoints
 from cluster.layout import Placement, layout
 from cluster.network_interface import RayInterfaceConfig
-from cluster.ray_connection import connected, own_cluster
+from cluster.ray_connection import cluster_in_words, connected, own_cluster
 from condense.errors import (
     CheckpointError,
     ClusterError,
@@ -32,9 +31,11 @@ from condense.errors import (
     OutputError,
     SourceError,
 )
+from condense.files import scratch_folder
 from condense.workers.collective import Alone, ProcessGroup
 from condense.workers.context import Progress, WorkerContext
 from condense.workers.devices import forbid_tf32
+from condense.workers.interruption import SAME, interruption_explained
 from condense.workers.memory import ONE_HEAP, keep_freed_memory
 from condense.workers.mesh import check_mesh
 from condense.workers.storage import StoredCheckpoints, absolute
@@ -45,6 +46,7 @@ RESIZE_S = 10.0  # between looks for machines that have joined; growing costs a 
 # Ray looks every 20 s at what an elastic group can count on. A group that is started before Ray has seen that a machine
 # was lost waits this long for it in vain.
 ELASTIC_START_S = "20"
+ABORT_S = 2.0  # `ray job stop` kills a driver three seconds after it has asked it to end
 START_ATTEMPTS = 30  # of a minute each: how long a job waits for machines that a cluster lacks or has lost
 
 
@@ -58,6 +60,7 @@ def on_workers(
     *,
     most: int | None = None,
     replicas: int = 1,
+    again: str = SAME,
 ) -> Any:
     """Runs a job on Ray Train workers, and returns what it returns on worker 0.
 
@@ -73,19 +76,26 @@ def on_workers(
         most: how many workers the group grows to, from `workers`, while the cluster has room; it shrinks when it loses
             some. Each change goes on from the last checkpoint. None keeps their number.
         replicas: of each share, over which workers can be divided too (see `condense.workers.mesh.mesh_shape`).
+        again: what goes on with the job after an interruption.
 
     Raises:
         ConfigError: more workers than shares or than the cluster can hold.
         CondenseError: what the workers raised.
     """
-    with connected(), tempfile.TemporaryDirectory() as scratch:  # Ray's own notes, of no use to a later run
+    kept = StoredCheckpoints(absolute(config.storage), name)
+    with (
+        interruption_explained(progress, kept.latest_step, again) as tell,
+        connected(),
+        scratch_folder() as scratch,  # Ray's own notes, of no use to a later run
+    ):
+        progress(Progress("starting", 0, 1, {}, message=cluster_in_words()))
         workers, cpus, gpus = layout(config, shares, replicas)
         if most is not None:
             check_mesh(shares, workers, replicas, most)
             os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", ELASTIC_START_S)
         storage = absolute(config.storage)
         started = uuid.uuid4().hex
-        StoredCheckpoints(storage, name).mark(started)
+        kept.mark(started)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # outlives every worker's node
         loop_config = {
@@ -118,9 +128,12 @@ def on_workers(
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             ),
         )
-        with _relayed(queue, progress):
+        with _relayed(queue, tell):
             try:
                 outcome = trainer.fit().return_value
+            except (KeyboardInterrupt, SystemExit):
+                trainer.abort()
+                raise
             except ray.train.TrainingFailedError as error:
                 raise _cause(error, config) from error
             except ray.exceptions.RayError as error:  # of the driver's node: workers' are the controller's business
@@ -138,7 +151,20 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
 
     Each is a Python process beside the workers that takes 0.6 % of a core for nothing. The cleaner of placement groups
     takes 1 %: every second it asks for a dashboard, which a job's own cluster does not have.
+
+    Leaves signals alone, too: Ray's own handler of Ctrl-C ends the process with exit code 1, and not SIGTERM's way.
     """
+
+    _controller: Any = None
+
+    def abort(self) -> None:
+        """Ends the workers, and what they have reserved, at once."""
+        if self._controller is not None:
+            with suppress(ray.exceptions.RayError):  # it exits with the answer
+                ray.get(self._controller.abort.remote(), timeout=ABORT_S)
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self._controller = controller
 
     def _create_default_callbacks(self) -> list[Any]:
         idle = {"DatasetsCallback"}  # of Ray Data

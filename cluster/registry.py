@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -24,6 +23,7 @@ from cluster.versions import (
     check_name,
     differ,
     fetch,
+    is_there,
     make_name,
     names_of,
     sizes_of,
@@ -32,6 +32,7 @@ from cluster.versions import (
     versions_of,
 )
 from condense.errors import OutputError
+from condense.files import scratch_folder
 
 DatasetVersion = Version  # as it is called where datasets are all there is
 
@@ -63,7 +64,7 @@ def register(
         kind: what is registered; its error is raised.
 
     Returns:
-        The new version, or the one of this name that already has the digest.
+        The new version, or the one of this name that already has the digest and whose files are there.
 
     Raises:
         DatasetError, FlowError: a wrong name, no digest, an empty folder, an upload that is not complete, a run that
@@ -80,16 +81,22 @@ def register(
     with refusals(uri, f"cannot register {name!r}"):
         client = connect(uri)
         make_name(client, name, kind)
-        same = next((version for version in versions_of(client, name, kind) if version.content_digest == digest), None)
-        if same and same.run_id == run_id:
-            return same
+        equal = [version for version in versions_of(client, name, kind) if version.content_digest == digest]
+        same = next((version for version in equal if is_there(client, version)), None)
+        mine = next((version for version in equal if version.run_id == run_id), None)
+        if mine is not None and mine == same:
+            return mine
         for known in client.search_model_versions(f"run_id='{run_id}'"):
-            raise kind.error(
-                f"run {run_id} already holds {known.name}/{known.version} with other content", "start a new run"
-            )
+            if mine is None or (known.name, int(known.version)) != (name, mine.version):
+                raise kind.error(
+                    f"run {run_id} already holds {known.name}/{known.version} with other content", "start a new run"
+                )
         checksums = upload(client, run_id, name, folder, kind)
         if same:
             return same
+        if mine:
+            client.set_model_version_tag(name, str(mine.version), CHECKSUMS, checksums)
+            return mine
         made = client.create_model_version(
             name,
             source=f"runs:/{run_id}/{kind.noun}",
@@ -143,11 +150,17 @@ def promote(uri: str, name: str, version: int, alias: str = BEST, *, kind: Kind 
 
 
 def update_best(uri: str, name: str, key: str = "validation_accuracy") -> Version | None:
-    """Points `best` at the version whose tag `key` is the highest number, the newest of equals; None without any."""
+    """Points `best` at the version whose tag `key` is the highest number, the newest of equals; None without any.
+
+    A version whose files are gone is none.
+    """
     with refusals(uri, f"cannot read the versions of {name!r}"):
-        versions = versions_of(connect(uri), check_name(name), DATASET)
-    scored = [(score, version.version) for version in versions if math.isfinite(score := version.number(key))]
-    return promote(uri, name, max(scored)[1]) if scored else None
+        client = connect(uri)
+        versions = versions_of(client, check_name(name), DATASET)
+        scored = [version for version in versions if math.isfinite(version.number(key))]
+        scored.sort(key=lambda version: (version.number(key), version.version), reverse=True)
+        best = next((version for version in scored if is_there(client, version)), None)
+    return promote(uri, name, best.version) if best else None
 
 
 def list_datasets(uri: str) -> list[Version]:
@@ -216,7 +229,7 @@ def download(uri: str, reference: str, out_dir: str | Path, *, force: bool = Fal
     out = Path(out_dir)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out, prefix=".download-") as beside:
+        with scratch_folder(out) as beside:
             fetched = fetch(uri, version, Path(beside))
             in_the_way = [file for file in fetched if (out / file).exists() and differ(out / file, fetched[file])]
             if in_the_way and not force:

@@ -7,23 +7,29 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from cluster import flows, registry, tracking
 from cluster.registry import DatasetVersion
+from cluster.repeats import find_repeat
 from cluster.shared_paths import check_places
-from cluster.tracking_store import check_tracking, patience
+from cluster.tracked_runs import open_tracked
+from cluster.tracking_store import check_tracking, connect, patience
+from cluster.versions import DATASET, check_free, is_there
 from condense.condensation import provenance
 from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
 from condense.condensation.in_process import condense_here, folder_of, forget_checkpoints, run_name
 from condense.condensation.pinning import pin
+from condense.condensation.repeats import made_before, unless_made_meanwhile
 from condense.data.sources import DataSource
 from condense.errors import TrackingError
-from condense.files import check_folder_writable
-from condense.reports.dataset_folder import write_folder
+from condense.files import check_folder_writable, scratch_folder
+from condense.reports.dataset_folder import completed, write_folder
 from condense.settings import validate
 from condense.synthetic.dataset import PARQUET, CondensedDataset, read_dataset
 from condense.workers.context import Progress
+from condense.workers.interruption import SAME
 from condense.workers.tracking import NullTracker, Tracker
 
 logger = logging.getLogger(__name__)
@@ -41,6 +47,7 @@ class Finished:
     folder: Path
     run_id: str | None
     version: DatasetVersion | None
+    repeated: bool = False  # all of it was there before, and nothing was computed
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ def run(
     *,
     trial_of: TrialOf | None = None,
     keep: Callable[[Finished], None] | None = None,
+    anew: bool = True,
 ) -> Finished:
     """Condenses, writes the folder, registers the version.
 
@@ -66,6 +74,7 @@ def run(
         progress: called in this process.
         trial_of: nests the MLflow run in the search's, which moves the alias `best` itself.
         keep: called with the result before the run counts as over: a kill in between leaves a run to go on with.
+        anew: False returns what an earlier run of the same config made of the same data, if all of it is there.
 
     Raises:
         CondenseError: see the parts. The MLflow run is marked FAILED, or KILLED on an interrupt; the same config goes
@@ -80,6 +89,10 @@ def run(
     source, flow = open_checked(config)
     config = pin(config, flow)
     name = config.dataset_name(source.name)
+    if tracked:
+        check_free(config.tracking_uri, name)
+    if not anew and (made := _made_before(config, source, name)) is not None:
+        return made
     run_id, tracker = _open(config, source.name, name, flow, trial_of) if tracked else (None, NullTracker())
     try:
         dataset = _condense(config, source, tracker, progress)
@@ -95,6 +108,8 @@ def run(
         if isinstance(tracker, tracking.MLflowTracker) and tracker.waiting:
             logger.warning("when the store is back, this sends them: %s", _by_hand(config, folder))
     except BaseException as error:
+        if not isinstance(error, Exception) and not hasattr(error, "__notes__"):
+            error.add_note(f"stopped after its last step, before it was registered; {SAME} goes on")
         tracker.close("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     forget_checkpoints(config)
@@ -122,7 +137,7 @@ def register_folder(uri: str, folder: Path) -> DatasetVersion:
     flow = facts["flow"]["name"] if facts["flow"] else None
     for known in registry.list_datasets(uri):
         over = known.name == name and known.content_digest == facts["content_digest"] and not _spool(stated).exists()
-        if over and tracking.is_finished(uri, known.run_id):
+        if over and is_there(connect(uri), known) and tracking.is_finished(uri, known.run_id):
             return known
     run_id, tracker = _open(stated, facts["source"]["name"], name, flow, None)
     version = _register(stated, run_id, name, folder, dataset)
@@ -132,14 +147,36 @@ def register_folder(uri: str, folder: Path) -> DatasetVersion:
     return version
 
 
+def _made_before(config: RunConfig, source: DataSource, name: str) -> Finished | None:
+    """Returns what an earlier run made, its folder whole again; None where it is to be computed."""
+    folder, uri = folder_of(config, source.name), config.tracking_uri
+    if uri == "none":
+        made = made_before(config, source)
+        return None if made is None else Finished(made, completed(folder, made, name=name), None, None, repeated=True)
+    found: list[CondensedDataset] = []
+
+    def digest_of(files: dict[str, Path]) -> str | None:
+        made = made_before(config, source, files[PARQUET]) if PARQUET in files else None
+        found[:] = [] if made is None else [made]
+        return None if made is None else str(made.provenance["content_digest"])
+
+    with scratch_folder() as beside:
+        repeat = find_repeat(uri, EXPERIMENT, config.identity(), name, DATASET, beside, digest_of)
+    if repeat is None:
+        return None
+    completed(folder, found[0], name=name)
+    return Finished(found[0], folder, repeat.version.run_id, repeat.version, repeated=True)
+
+
 def _condense(
     config: RunConfig, source: DataSource, tracker: Tracker, progress: Callable[[Progress], None]
 ) -> CondensedDataset:
     if config.workers == 0:
-        return condense_here(config, tracker, progress)
+        return unless_made_meanwhile(config, source, lambda: condense_here(config, tracker, progress))
     from cluster.trainer import train  # Ray is imported only where it is used
 
-    return train(config, len(source.class_names), tracker, progress)
+    classes = len(source.class_names)
+    return unless_made_meanwhile(config, source, lambda: train(config, classes, tracker, progress))
 
 
 def _open(
@@ -147,8 +184,9 @@ def _open(
 ) -> tuple[str, Tracker]:
     nested = {} if trial_of is None else {PARENT: trial_of.run_id, "trial": str(trial_of.number)}
     title = name if trial_of is None else f"{name} trial {trial_of.number}"
-    run_id = tracking.open_run(
+    return open_tracked(
         config.tracking_uri,
+        _spool(config),
         experiment=EXPERIMENT,
         name=f"{title} bits_weight={config.bits_weight:g} seed={config.seed}",
         identity=config.identity(),
@@ -157,7 +195,6 @@ def _open(
         git_revision=provenance.git_revision(),
         versions=provenance.versions(),
     )
-    return run_id, tracking.MLflowTracker(config.tracking_uri, run_id, spool=_spool(config))
 
 
 def _spool(config: RunConfig) -> Path:
@@ -166,7 +203,7 @@ def _spool(config: RunConfig) -> Path:
 
 
 def _by_hand(config: RunConfig, folder: Path) -> str:
-    return f"condense datasets register {folder} --tracking-uri {config.tracking_uri}"
+    return f"condense datasets register {quote(str(folder))} --tracking-uri {quote(config.tracking_uri)}"
 
 
 def _register_patiently(

@@ -5,17 +5,56 @@ They are in a JSONL file, so that they outlive the process, or in memory.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from condense.errors import OutputError, TrackingError
 
 Record = dict[str, Any]
+
+
+class Claim:
+    """What one process holds of a spool, until it lets go or ends. While another holds it, making one gives no claim.
+
+    Attributes:
+        held: whether this process holds it.
+    """
+
+    def __init__(self, spool: Path) -> None:
+        self.file = spool.with_suffix(".lock")
+        self._stream: IO[str] | None = None
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            while self._stream is None:
+                stream = self.file.open("w")
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    stream.close()
+                    return
+                if self.file.exists() and self.file.samefile(f"/dev/fd/{stream.fileno()}"):
+                    self._stream = stream
+                else:  # its last holder took it away meanwhile
+                    stream.close()
+        except OSError as error:
+            raise OutputError(f"{self.file} cannot be written: {error}", "choose another folder") from None
+
+    @property
+    def held(self) -> bool:
+        return self._stream is not None
+
+    def release(self) -> None:
+        """Lets go; doing it twice changes nothing."""
+        if self._stream is not None:
+            self.file.unlink(missing_ok=True)
+            self._stream.close()
+            self._stream = None
 
 
 class Spool:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cluster.image_log import file_key, image_steps, send_picture
 from cluster.mlflow_runs import is_finished, log_params, log_source, open_run, written
-from cluster.spool import Record, Spool
+from cluster.spool import Claim, Record, Spool
 from cluster.tracking_store import check_tracking, connect, failures, first_line, patience, redacted, refused, store_uri
 from condense.errors import CondenseError, TrackingError
 from condense.workers.tracking import Status, check_grid, finite_metrics
@@ -52,6 +52,7 @@ class MLflowTracker:
         run_id: from `open_run`.
         spool: JSONL file of what waits; None keeps it in memory only, where a kill loses it.
         interval_s: seconds between two sendings; with infinity only `flush` and `close` send.
+        claim: of the spool, released by `close`; it stays in this process.
 
     Raises:
         TrackingError: from a later call, when the store refuses (a deleted run); an outage is only logged.
@@ -64,8 +65,15 @@ class MLflowTracker:
     _refusal: CondenseError | None
 
     def __init__(
-        self, tracking_uri: str, run_id: str, spool: str | Path | None = None, *, interval_s: float = 1.0
+        self,
+        tracking_uri: str,
+        run_id: str,
+        spool: str | Path | None = None,
+        *,
+        interval_s: float = 1.0,
+        claim: Claim | None = None,
     ) -> None:
+        self._claim = claim
         self.tracking_uri = store_uri(tracking_uri)
         self.run_id = run_id
         self.interval_s = interval_s
@@ -104,6 +112,8 @@ class MLflowTracker:
             time.sleep(1.0)
         if waiting:
             logger.error("%d records of run %s wait in %s", waiting, self.run_id, self._spool.file or "memory")
+        if self._claim is not None:
+            self._claim.release()
 
     def rest(self) -> None:
         """Ends the thread after the request that it waits for, if any; the next call starts another."""
@@ -166,7 +176,7 @@ class MLflowTracker:
     def __getstate__(self) -> dict[str, Any]:
         self.rest()
         clocks = ("_client", "_thread", "_added", "_rested", "_sending")  # of this process, as sockets and threads are
-        return {key: value for key, value in self.__dict__.items() if key not in clocks}
+        return {key: value for key, value in self.__dict__.items() if key not in clocks} | {"_claim": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -5,11 +5,14 @@ mlflow is imported inside functions: that costs seconds, and its telemetry must 
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -27,8 +30,13 @@ QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
+CHECK_S = 5.0  # how long a server that cannot be reached is asked again before work starts
+CHECK_ANSWER_S = 30  # how long an answer may take then: a busy server hashes a password for seconds
+
 # Answers that will not change by waiting; everything else that goes wrong is an outage.
 REFUSALS = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
+UNREACHED = re.compile(r"API request to \S+ failed with (timeout )?exception|error code 50[234]\b")
+PAGE = re.compile(r"Response body: '\s*<(!doctype|html|\?xml)", re.IGNORECASE)
 
 
 def store_uri(uri: str) -> str:
@@ -71,7 +79,37 @@ def connect(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     uri = store_uri(uri)
+    file = sqlite_file(uri)
+    if file is not None and file.parent.is_dir():
+        _migrate(uri, file.parent)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@functools.cache
+def _migrate(uri: str, folder: Path) -> None:
+    """Has MLflow make the tables of an SQLite file, once in this process and in one process at a time.
+
+    Two first runs at the same moment would both begin, and one would find the other's half.
+    """
+    from mlflow import MlflowClient
+
+    with _locked(folder):
+        MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments(max_results=1)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of the same block; the system frees the folder when a process ends, however it ends.
+
+    Not the file itself: closing it would take SQLite's own locks away.
+    """
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a disk that knows no locks
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
 
 
 def require_store(uri: str) -> None:
@@ -87,6 +125,8 @@ def require_store(uri: str) -> None:
 def check_tracking(uri: str) -> None:
     """Asks the store for its experiments, with seconds of patience; an SQLite file is made where there is none.
 
+    One connection that fails is no absent server: it is asked again for CHECK_S.
+
     Raises:
         TrackingError: naming the URI: unreachable, wrong scheme, no permission, not writable, not a database.
     """
@@ -94,15 +134,23 @@ def check_tracking(uri: str) -> None:
     file = sqlite_file(uri)
     if file is not None:
         check_writable(file, uri)
-    with patience(retries=0, timeout_s=5), refusals(uri, "cannot be used"):
-        connect(uri).search_experiments(max_results=1)
+    deadline = time.monotonic() + CHECK_S
+    with patience(retries=0, timeout_s=CHECK_ANSWER_S), refusals(uri, "cannot be used"):
+        while True:
+            try:
+                connect(uri).search_experiments(max_results=1)
+                return
+            except failures() as error:
+                if not UNREACHED.search(str(error)) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
 
 
 def check_writable(file: Path, uri: str) -> None:
     """Raises TrackingError unless the SQLite file can be written, and artifacts beside it; makes the file."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(file, timeout=2)) as database:
+        with _locked(file.parent), closing(sqlite3.connect(file, timeout=2)) as database:
             database.execute("BEGIN IMMEDIATE")
             database.rollback()
     except (OSError, sqlite3.Error) as error:
@@ -156,6 +204,9 @@ def refusals(uri: str, problem: str) -> Iterator[None]:
 
 def first_line(error: Exception) -> str:
     """Returns the start of an error's text, fit for one line of a message."""
+    if PAGE.search(str(error)):
+        code = re.search(r"error code \d+", str(error))
+        return f"a web page answers, not MLflow's API{f' ({code[0]})' if code else ''}"
     line = redacted((str(error).strip() or type(error).__name__).splitlines()[0])
     return line if len(line) <= 300 else line[:300] + " ..."
 
@@ -166,6 +217,8 @@ def _remedy(error: Exception) -> str:
         return "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     if re.search(r"error code 403\b|PERMISSION_DENIED", text):
         return "ask for permission to write there, or for the host to be allowed"
+    if PAGE.search(text):
+        return "is this its whole address? A server under a prefix is named with it: http://HOST:PORT/PREFIX"
     if "API request" in text:
         return "is the server running, and is this its address? `condense ui` starts one on an SQLite file"
     return ""

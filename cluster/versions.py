@@ -88,8 +88,12 @@ def make_name(client: MlflowClient, name: str, kind: Kind) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        if client.get_registered_model(name).tags.get("kind") != kind.noun:
-            raise kind.error(f"{name!r} is a registered model, not a {kind.noun}", "choose another name") from None
+        _check_kind(client, name, kind)
+
+
+def _check_kind(client: MlflowClient, name: str, kind: Kind) -> None:
+    if client.get_registered_model(name).tags.get("kind") != kind.noun:
+        raise kind.error(f"{name!r} is a registered model, not a {kind.noun}", "choose another name")
 
 
 def names_of(client: MlflowClient, kind: Kind) -> list[str]:
@@ -133,6 +137,30 @@ def to_version(found: Any, aliases: Mapping[str, str], kind: Kind) -> Version:
     )
 
 
+def is_there(client: MlflowClient, version: Version) -> bool:
+    """Returns whether a version's run and all its files are there; MLflow keeps the version when they are removed."""
+    listed = _list_files(client, version.run_id, version.kind)
+    return bool(listed) and _checksums(version).keys() <= listed.keys()
+
+
+def check_free(uri: str, name: str, kind: Kind = DATASET) -> None:
+    """Asks before work starts whether a name can hold versions of a kind; makes nothing.
+
+    Raises:
+        DatasetError, FlowError: a name that MLflow cannot have, or one that holds something else.
+        TrackingError: the store cannot be reached or refuses.
+    """
+    from mlflow.exceptions import MlflowException
+
+    check_name(name, kind)
+    with refusals(uri, f"cannot look up {name!r}"):
+        try:
+            _check_kind(connect(uri), name, kind)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+
+
 def sizes_of(folder: Path) -> dict[str, int]:
     """Returns the size of every file below a folder, by its path inside it."""
     return {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
@@ -173,7 +201,7 @@ def fetch(uri: str, version: Version, beside: Path) -> dict[str, Path]:
     if wrong or not fetched:
         raise kind.error(
             f"artifacts of {version.reference} are missing or damaged: {', '.join(sorted(wrong)) or 'no files'}",
-            f"look at run {version.run_id} in MLflow",
+            f"look at run {version.run_id} in MLflow; the config that made it makes it again",
         )
     return fetched
 
@@ -195,11 +223,22 @@ def differ(one: Path, other: Path) -> bool:
 
 
 def _list_files(client: MlflowClient, run_id: str, kind: Kind) -> dict[str, int]:
-    """Returns size of every file below the run's folder of that kind, by its path inside the folder."""
+    """Returns size of every file below the run's folder of that kind, by its path inside the folder.
+
+    There is none where the run was deleted and `mlflow gc` has been there.
+    """
+    from mlflow.exceptions import MlflowException
+
     sizes: dict[str, int] = {}
     folders = [kind.noun]
     while folders:
-        for entry in client.list_artifacts(run_id, folders.pop()):
+        try:
+            entries = client.list_artifacts(run_id, folders.pop())
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return {}
+            raise
+        for entry in entries:
             if entry.is_dir:
                 folders.append(entry.path)
             else:

@@ -1,6 +1,6 @@
 """Turns an image dataset into a tiny synthetic one that trains a network nearly as well and costs few bits.
 
-    result = condense.run("examples/quickstart.yaml", ["bits_weight=20"])
+    result = condense.run("quickstart", ["bits_weight=20"])
     images = condense.CondensedImages(result.path, normalise=True)      # a Dataset for PyTorch
 
 The names below are loaded when they are first used, so that `import condense` takes no time.

@@ -7,7 +7,6 @@ nor MLflow.
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,18 +16,19 @@ from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
 from condense.condensation.in_process import condense_here, folder_of, forget_checkpoints
 from condense.condensation.pinning import pin
+from condense.condensation.repeats import made_before, unless_made_meanwhile
 from condense.condensation.reproduce import Reproduction, evaluate_dataset
 from condense.data.config import DataConfig
 from condense.data.forms import FORMS
 from condense.errors import CondenseError, ConfigError, DatasetError
-from condense.files import check_folder_writable
+from condense.files import check_folder_writable, scratch_folder
 from condense.flow.fit import FitResult
 from condense.flow.fit import fit as fit_here
 from condense.flow.recipe import FlowFitConfig
 from condense.flow.store import REGISTERED
 from condense.learners.recipes import RECIPES
 from condense.lookup import STORE, dataset_file, flow_file, needs_no_cluster
-from condense.reports.dataset_folder import write_folder
+from condense.reports.dataset_folder import completed, write_folder
 from condense.reports.measurement import Measured, measure_named, source_named
 from condense.settings import Settings, override_, resolve, validate
 from condense.synthetic.dataset import PARQUET, CondensedDataset, read_dataset
@@ -53,12 +53,14 @@ class RunResult:
         folder: where its Parquet, card and figures are.
         version: NAME/NUMBER in MLflow's registry; None without tracking.
         run_id: the MLflow run that holds the version; None without tracking.
+        repeated: whether an earlier run had made all of it, and nothing was computed.
     """
 
     dataset: CondensedDataset
     folder: Path
     version: str | None = None
     run_id: str | None = None
+    repeated: bool = False
 
     @property
     def path(self) -> Path:
@@ -74,28 +76,33 @@ class FlowFit:
         result: path, digest and card of the flow.
         reference: models:/NAME@best or models:/NAME/NUMBER, which names the flow in a config; None without tracking.
         version: NAME/NUMBER.
-        run_id: the MLflow run.
+        run_id: the MLflow run that holds the version.
+        repeated: whether an earlier fit had made it, and nothing was computed.
     """
 
     result: FitResult
     reference: str | None = None
     version: str | None = None
     run_id: str | None = None
+    repeated: bool = False
 
 
 def run(
     config: RunConfig | Mapping[str, Any] | str | Path,
     overrides: Sequence[str] = (),
     *,
+    anew: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> RunResult:
     """Condenses a dataset, writes its folder and registers it in MLflow.
 
-    An interrupted run goes on from its last checkpoint when it is called again with the same config.
+    An interrupted run goes on from its last checkpoint when it is called again with the same config. What a finished
+    one made of the same data is returned at once.
 
     Args:
         config: the settings: a RunConfig, a dictionary, or the path of a YAML file.
         overrides: further settings as "key=value"; nested keys have dots.
+        anew: compute it even if an earlier run made it.
         progress: called with where the run stands.
 
     Raises:
@@ -104,14 +111,14 @@ def run(
     """
     resolved, tell = resolve_config(RunConfig, config, overrides), progress or _ignore
     if needs_no_cluster(resolved):
-        return _run_here(resolved, tell)
+        return _run_here(resolved, tell, anew)
     from cluster.run import run as run_tracked
 
-    finished = run_tracked(resolved, tell)
-    version = finished.version
+    finished = run_tracked(resolved, tell, anew=anew)
+    version, repeated = finished.version, finished.repeated
     if version is None:
-        return RunResult(finished.dataset, finished.folder)
-    return RunResult(finished.dataset, finished.folder, version.reference, version.run_id)
+        return RunResult(finished.dataset, finished.folder, repeated=repeated)
+    return RunResult(finished.dataset, finished.folder, version.reference, version.run_id, repeated)
 
 
 def tune(
@@ -200,12 +207,12 @@ def measure(
         FlowError: no flow, or none of that shape.
         ConfigError: an unknown split.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        flow = flow_file(flow, tracking_uri, Path(folder))
+    with scratch_folder() as folder:
+        flow = flow_file(flow, tracking_uri, folder)
         place = str(what)
         if not source_named(place):
             try:
-                place = str(dataset_file(place, tracking_uri, Path(folder)))
+                place = str(dataset_file(place, tracking_uri, folder))
             except CondenseError as error:
                 raise DatasetError(f"{place!r} is no source, and {error.problem}", f"sources: {FORMS}") from None
         measured = measure_named(place, flow=flow, data=data, split=split, limit=limit, draws=draws, seed=seed)
@@ -223,8 +230,8 @@ def load_dataset(where: str | Path, *, tracking_uri: str = STORE) -> CondensedDa
         DatasetError: no condensed dataset there, or it is damaged.
         TrackingError: the store cannot be reached or refuses.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        return read_dataset(dataset_file(str(where), tracking_uri, Path(folder)))
+    with scratch_folder() as folder:
+        return read_dataset(dataset_file(str(where), tracking_uri, folder))
 
 
 def fit_flow(
@@ -232,6 +239,7 @@ def fit_flow(
     overrides: Sequence[str] = (),
     *,
     resume: bool = False,
+    anew: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> FlowFit:
     """Trains a flow on a dataset, stores it, and registers it as flow-NAME in MLflow.
@@ -240,6 +248,7 @@ def fit_flow(
         config: the recipe: a FlowFitConfig, a dictionary, or the path of a YAML file.
         overrides: further settings as "key=value".
         resume: go on with the interrupted fit of this recipe.
+        anew: train even if an earlier fit of this recipe made the flow of the same data.
         progress: called with where the fit stands.
 
     Raises:
@@ -247,15 +256,16 @@ def fit_flow(
     """
     resolved, tell = resolve_config(FlowFitConfig, config, overrides), progress or _ignore
     if needs_no_cluster(resolved):
-        return FlowFit(fit_here(resolved, resume=resume, progress=tell))
+        result = fit_here(resolved, resume=resume, anew=anew, progress=tell)
+        return FlowFit(result, repeated=result.repeated)
     from cluster import flow_fit
 
-    finished = flow_fit.fit(resolved, tell, resume=resume)
-    version = finished.version
+    finished = flow_fit.fit(resolved, tell, resume=resume, anew=anew)
+    version, repeated = finished.version, finished.result.repeated
     if version is None:
-        return FlowFit(finished.result)
+        return FlowFit(finished.result, repeated=repeated)
     best = f"{version.name}@best" if "best" in version.aliases else version.reference
-    return FlowFit(finished.result, f"{REGISTERED}{best}", version.reference, finished.run_id)
+    return FlowFit(finished.result, f"{REGISTERED}{best}", version.reference, version.run_id, repeated)
 
 
 def resolve_config(model: type[S], config: S | Mapping[str, Any] | str | Path, overrides: Sequence[str] = ()) -> S:
@@ -270,12 +280,15 @@ def resolve_config(model: type[S], config: S | Mapping[str, Any] | str | Path, o
     return validate(model, values, where="the config")
 
 
-def _run_here(config: RunConfig, progress: Callable[[Progress], None]) -> RunResult:
+def _run_here(config: RunConfig, progress: Callable[[Progress], None], anew: bool) -> RunResult:
     check_folder_writable(config.output, "set output=FOLDER")
     source, flow = open_checked(config)
     config = pin(config, flow)
-    dataset = condense_here(config, NullTracker(), progress)
-    folder = write_folder(folder_of(config, source.name), dataset, name=config.dataset_name(source.name))
+    folder, name = folder_of(config, source.name), config.dataset_name(source.name)
+    if not anew and (made := made_before(config, source)) is not None:
+        return RunResult(made, completed(folder, made, name=name), repeated=True)
+    dataset = unless_made_meanwhile(config, source, lambda: condense_here(config, NullTracker(), progress))
+    write_folder(folder, dataset, name=name)
     forget_checkpoints(config)
     return RunResult(dataset, folder)
 

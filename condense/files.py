@@ -5,10 +5,15 @@ A file is written beside its place, synced and renamed.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
+import shutil
 import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,8 @@ import safetensors.torch
 from torch import Tensor
 
 from condense.errors import OutputError
+
+SCRATCH = "condense-scratch-"
 
 
 def write_whole(path: Path, content: bytes) -> Path:
@@ -50,6 +57,60 @@ def check_folder_writable(folder: Path, remedy: str = "choose another folder") -
             pass
     except OSError as error:
         raise OutputError(f"folder {folder} cannot be written: {error}", remedy) from None
+
+
+@contextmanager
+def scratch_folder(place: Path | None = None) -> Iterator[Path]:
+    """Gives a new folder in `place`, by default the temporary directory, and removes it at the end.
+
+    Its process holds it locked. What a killed one has left there is free, and goes when the next folder is made.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    try:
+        place = place or Path(tempfile.gettempdir())
+        for left in place.glob(f"{SCRATCH}*"):
+            if re.fullmatch(rf"{SCRATCH}[a-z0-9_]{{8}}", left.name):
+                _remove_left(left)
+        folder, opened = _made_and_locked(place)
+    except OSError as error:
+        raise OutputError(f"no folder can be made in {place or 'the temporary directory'}: {error}", _TMPDIR) from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(opened)
+
+
+_TMPDIR = "free its disk, or set TMPDIR to another folder"
+
+
+def _made_and_locked(place: Path) -> tuple[Path, int]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=place))
+        opened = os.open(folder, os.O_RDONLY)
+        with suppress(OSError):  # a disk that knows no locks, where nobody removes it either
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        if folder.exists():
+            return folder, opened
+        os.close(opened)  # another process took it for left before it was locked
+
+
+def _remove_left(folder: Path) -> None:
+    """Removes a folder of this user that no process holds; leaves any other."""
+    try:
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(opened).st_uid == os.geteuid():
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        pass
+    finally:
+        os.close(opened)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from condense.errors import ConfigError
+from condense.example_files import located
 
 
 class Settings(BaseModel):
@@ -30,7 +31,7 @@ def resolve(model: type[S], path: str | Path | None, overrides: Sequence[str] = 
 
     Args:
         model: the settings model to fill.
-        path: a YAML file, or None for the defaults.
+        path: a YAML file or the name of an example, or None for the defaults.
         overrides: "key=value"; nested keys with dots, values read as YAML ("data.image_size=32", "workers=2").
 
     Raises:
@@ -66,12 +67,14 @@ def validate(model: type[S], values: dict[str, Any], *, where: str) -> S:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Returns the mapping in a YAML file."""
+    """Returns the mapping in a YAML file, or in the example of that name where there is no such file."""
+    path = located(path)
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
-        raise ConfigError(f"config file {path} does not exist", f"there is: {near}" if near else "") from None
+        there = f"there is: {near}; " if near else ""
+        raise ConfigError(f"config file {path} does not exist", f"{there}`condense init` lists examples") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:

@@ -19,6 +19,9 @@ from condense.cli import app as cli
 # took 5 s with one thread and 146 s with two). It is read when torch loads, which importing cli does not do.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Tests kill workers and nodes, so they start clusters of their own and never touch one that a person has named.
+NAMED_CLUSTER = os.environ.pop("RAY_ADDRESS", None)
+
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "examples" / "quickstart.yaml"
 
@@ -33,6 +36,11 @@ TINY = (
     "evaluation.learners=1",
     "evaluation.controls=false",
 )
+
+
+def pytest_report_header() -> str:
+    unused = f"; RAY_ADDRESS={NAMED_CLUSTER} is not used" if NAMED_CLUSTER else ""
+    return f"ray: clusters of the suite's own{unused}"
 
 
 @dataclass(frozen=True)

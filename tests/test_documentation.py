@@ -60,7 +60,6 @@ def test_the_python_of_a_page_runs_block_after_block(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M)
     # A process of its own: what a page registers is not there for other tests.
     program = "\n".join(blocks)

@@ -31,7 +31,7 @@ LINES = (
     {"workers"},
     {"kernels"},
     {"image_grid", "files", "settings", "seeding"},
-    {"pixels", "errors"},
+    {"pixels", "errors", "example_files"},
 )
 LINE_OF = {name: line for line, names in enumerate(LINES) for name in names}
 FORBIDDEN = {

@@ -62,10 +62,11 @@ def test_the_wheel_holds_every_module_of_the_checkout(wheel: list[str]) -> None:
     assert expected & set(tracked.stdout.split()) <= set(wheel)
 
 
-def test_the_wheel_holds_the_yardsticks_the_type_mark_and_the_licence(wheel: list[str]) -> None:
+def test_the_wheel_holds_the_yardsticks_the_examples_the_type_mark_and_the_licence(wheel: list[str]) -> None:
     yardsticks = {str(path.relative_to(ROOT)) for path in (ROOT / "condense/flow/yardsticks").glob("*.safetensors")}
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert (yardsticks & set(tracked.stdout.split())) | {"condense/py.typed"} <= set(wheel)
+    assert {f"condense/examples/{path.relative_to(ROOT / 'examples')}" for path in EXAMPLES} <= set(wheel)
     assert [name for name in wheel if name.endswith("licenses/LICENSE")]
 
 

@@ -26,7 +26,14 @@ class Importance:
     """By objective and field, in [0, 1]. `method` says how: shares of the variance, or strengths of a correlation."""
 
     method: str
+    trials: int
     values: dict[str, dict[str, float]]
+
+    @property
+    def how(self) -> str:
+        """The method and the number of trials in words, with a caution where they are few."""
+        few = "" if self.trials >= ENOUGH else f": too few to tell fields apart, {ENOUGH} or more are asked for"
+        return f"{self.method} of {self.trials} finished trials{few}"
 
 
 def importance(search: SearchConfig, journal: Journal) -> Importance:
@@ -51,7 +58,7 @@ def importance(search: SearchConfig, journal: Journal) -> Importance:
                     chosen = [trial.params[key] for trial in finished]
                     values[key] = _correlation(chosen, targets, ordered=search.space[key].choice is None)
         found[objective] = values
-    return Importance(method, found)
+    return Importance(method, len(finished), found)
 
 
 def _fanova(search: SearchConfig, journal: Journal, varied: Sequence[str], index: int) -> dict[str, float]:

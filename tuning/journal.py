@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -193,6 +193,18 @@ def check_opening(search: SearchConfig, *, resume: bool) -> None:
             f"search {search.name!r} is in {folder} already",
             "go on with it by --resume, or give another name or storage",
         )
+
+
+def trials_over(search: SearchConfig) -> int | None:
+    """Returns how many trials a search of this name and config has behind it; None without one. Changes nothing."""
+    config, events = search.folder / CONFIG, search.folder / EVENTS
+    if not config.exists() or not events.exists() or json.loads(config.read_text()) != _decisive(search):
+        return None
+    trials: dict[int, Trial] = {}
+    for line in events.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):  # a line that a kill cut off
+            apply_(trials, json.loads(line))
+    return sum(trial.status in OVER for trial in trials.values())
 
 
 @contextmanager

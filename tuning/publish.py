@@ -5,7 +5,6 @@ The members of the front are tested and marked.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from condense.condensation.config import RunConfig
 from condense.condensation.reproduce import judge_dataset
 from condense.data.sources import DataSource
 from condense.errors import ConfigError
+from condense.files import scratch_folder
 from condense.reports.dataset_folder import write_folder
 from condense.settings import digest
 from condense.synthetic.dataset import PARQUET, read_dataset
@@ -132,6 +132,8 @@ def _judge(search: SearchConfig, base: RunConfig, journal: Journal, members: Seq
         numbers = {"test/accuracy": found["accuracy_mean"], "test/accuracy_std": found["accuracy_std"]}
         with refusals(base.tracking_uri, "cannot log a test accuracy"):
             for name, value in numbers.items():
+                if value is None:  # one learner has no deviation
+                    continue
                 connect(base.tracking_uri).log_metric(member.result["run_id"], name, value)
         journal.judged(member.number, {"test_accuracy": found["accuracy_mean"], "test_std": found["accuracy_std"]})
 
@@ -163,8 +165,8 @@ def _fill_parent(
         numbers |= {"best/validation_accuracy": best.point.accuracy, "best/bits": best.point.bits}
         if "test_accuracy" in best.result:
             numbers["best/test_accuracy"] = best.result["test_accuracy"]
-    with tempfile.TemporaryDirectory() as folder, refusals(base.tracking_uri, "cannot keep the search's results"):
-        report.write(Path(folder), search, trials, members, best, found)
+    with scratch_folder() as folder, refusals(base.tracking_uri, "cannot keep the search's results"):
+        report.write(folder, search, trials, members, best, found)
         client = connect(base.tracking_uri)
         client.log_artifacts(run_id, folder, "search")
         for name, value in numbers.items():

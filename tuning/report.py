@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from condense.files import write_whole
-from condense.reports.card import PREVIEW
+from condense.reports.card import PREVIEW, spread
 from tuning.importance import Importance
 from tuning.journal import Trial
 from tuning.space import SearchConfig
@@ -39,7 +39,7 @@ def write(
     write_whole(folder / FRONT_HTML, front_page(search, trials, members, best).encode())
     write_whole(folder / TRIALS_TABLE, _parquet(trials_table(search, trials, members)))
     write_whole(folder / FRONT_TABLE, _parquet(trials_table(search, members, members)))
-    found = {"method": importance.method, **importance.values}
+    found = {"method": importance.method, "trials": importance.trials, **importance.values}
     write_whole(folder / IMPORTANCE, json.dumps(found, indent=2).encode())
 
 
@@ -133,7 +133,7 @@ def front_page(search: SearchConfig, trials: Sequence[Trial], members: Sequence[
 def _facts(search: SearchConfig, trial: Trial) -> dict[str, str]:
     facts = {"validation accuracy": f"{trial.point.accuracy:.2f} %", "bits of the set": f"{trial.point.bits:,.0f}"}
     if "test_accuracy" in trial.result:
-        facts["test accuracy"] = f"{trial.result['test_accuracy']:.2f} ± {trial.result['test_std']:.2f} %"
+        facts["test accuracy"] = f"{spread(trial.result['test_accuracy'], trial.result['test_std'], places=2)} %"
     if "version" in trial.result:
         facts["version"] = f"{search.name}/{trial.result['version']}"
     return facts | {

@@ -16,6 +16,7 @@ from cluster import flows
 from cluster.ray_connection import connected
 from cluster.shared_paths import check_places
 from cluster.tracking_store import check_tracking, store_uri
+from cluster.versions import check_free
 from condense.condensation.checks import open_checked
 from condense.condensation.config import RunConfig
 from condense.condensation.pinning import pin
@@ -23,6 +24,7 @@ from condense.data.sources import DataSource
 from condense.data.splits import check_class_sizes
 from condense.errors import ConfigError, SourceError
 from condense.files import check_folder_writable
+from condense.workers.interruption import RESUMING
 from condense.workers.storage import absolute
 from tuning import journal as journals
 from tuning import publish
@@ -92,8 +94,15 @@ def run(
             _tune(search, journal, layout, objective_of_trials, lambda: changed(journal), places(base, layout))
             return publish.publish(search, base, journal, layout.cpus_per_worker, layout.gpus_per_worker)
         except BaseException as error:
+            if not isinstance(error, Exception):
+                error.add_note(f"stopped with {progress_of(search, journal)}; {RESUMING} goes on")
             publish.close_parent(base, parent, "FAILED" if isinstance(error, Exception) else "KILLED")
             raise
+
+
+def progress_of(search: SearchConfig, journal: Journal) -> str:
+    """Returns how far a search is, in words."""
+    return f"{sum(trial.status != 'running' for trial in journal.trials.values())} of {search.trials} trials over"
 
 
 def check(search: SearchConfig, base: RunConfig) -> tuple[DataSource, SearchConfig]:
@@ -108,6 +117,7 @@ def check(search: SearchConfig, base: RunConfig) -> tuple[DataSource, SearchConf
     check_places(base)
     check_folder_writable(base.output, "set base.output=FOLDER")
     check_tracking(base.tracking_uri)
+    check_free(base.tracking_uri, search.name)
     first = {key: domain.edges[0] for key, domain in search.space.items()}
     run = flows.resolved(search.run_config(first))
     source, flow = open_checked(run)

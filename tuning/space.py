@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from condense import settings
 from condense.condensation.config import PLACES, RunConfig
 from condense.errors import ConfigError
+from condense.example_files import located
 from condense.settings import Settings
 from tuning.score import Aim, Mode
 
@@ -187,11 +188,13 @@ class SearchConfig(Settings):
 
 
 def resolve_search(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
-    """Returns the search in a YAML file, with its base read in and `key=value` applied; every key of it makes sense.
+    """Returns the search in a YAML file or an example, with its base read in and `key=value` applied; every key of it
+    makes sense.
 
     Raises:
         ConfigError: naming the file and the key.
     """
+    path = located(path)
     values = settings.read_yaml(path)
     if isinstance(values.get("base"), str):
         values["base"] = settings.read_yaml(path.parent / values["base"])

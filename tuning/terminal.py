@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from shlex import quote
 from typing import Any
 
 from rich.console import Group
@@ -16,6 +17,8 @@ from rich.text import Text
 from cluster import registry
 from condense.condensation.config import RunConfig
 from condense.reports import console
+from condense.reports.card import spread
+from condense.workers.interruption import RESUMING
 from tuning.journal import Journal, Trial
 from tuning.publish import Outcome
 from tuning.score import front
@@ -34,7 +37,7 @@ def show_progress(search: SearchConfig) -> Iterator[Callable[[Journal], None]]:
             nonlocal told
             over = {trial.number for trial in journal.trials.values() if trial.status != "running"}
             for number in sorted(over - (told or set())):
-                console.out.print(_line(search, journal, journal.trials[number]), markup=False)
+                console.out.print(_line(search, journal, journal.trials[number]))
             told = over
             sys.stdout.flush()
 
@@ -58,12 +61,12 @@ def show_outcome(search: SearchConfig, outcome: Outcome) -> None:
     """The front as a table, what decided it, and where everything is."""
     base = RunConfig.model_validate(search.base)
     uri = base.tracking_uri
-    option = "" if uri == RunConfig.model_fields["tracking_uri"].default else f" --tracking-uri {uri}"
+    option = "" if uri == RunConfig.model_fields["tracking_uri"].default else f" --tracking-uri {quote(uri)}"
     columns = ("", "dataset", "validation %", "test %", "kilobits", "bits/dim", "images", *search.space)
     rows = []
     for member in outcome.members:
         found, is_best = member.result, member is outcome.best
-        tested = "-" if "test_accuracy" not in found else f"{found['test_accuracy']:.1f} ± {found['test_std']:.1f}"
+        tested = "-" if "test_accuracy" not in found else spread(found["test_accuracy"], found["test_std"])
         rows.append(
             (
                 "best" if is_best else "",
@@ -79,13 +82,17 @@ def show_outcome(search: SearchConfig, outcome: Outcome) -> None:
     console.show_rows(f"front of {search.name}: {len(rows)} sets, by bits", columns, rows)
     for objective, values in outcome.importance.values.items():
         ranked = ", ".join(f"{key} {value:.2f}" for key, value in sorted(values.items(), key=lambda item: -item[1]))
-        console.out.print(f"what decides {objective} ({outcome.importance.method}): {ranked}")
+        console.out.print(f"what decides {objective} ({outcome.importance.how}): {ranked}")
     if outcome.missing:
-        console.out.print(f"{outcome.missing} of {search.trials} trials are not over: condense tune --resume goes on")
+        over = search.trials - outcome.missing
+        console.out.print(
+            f"stopped with {over} of {search.trials} trials over, time_budget_s is spent;"
+            f" {RESUMING} and more of it goes on"
+        )
     if outcome.best is None:
         console.out.print(f"no set keeps within mode {search.mode}: the alias best was left where it is")
     elif "version" in outcome.best.result:
-        console.out.print(f"download condense datasets download {search.name}@best -o DIR{option}")
+        console.out.print(f"download condense datasets download {search.name}@best{option}")
     url = registry.compare_url(
         uri, [outcome.parent, *(m.result["run_id"] for m in outcome.members if "run_id" in m.result)]
     )

@@ -43,7 +43,7 @@ def list_(tracking_uri: Tracking = STORE) -> None:
         for version in list_datasets(tracking_uri)
     ]
     if not rows:
-        console.out.print("no condensed datasets yet; make one with: condense run examples/quickstart.yaml")
+        console.out.print("no condensed datasets yet; make one with: condense run quickstart")
         return
     columns = ("dataset", "alias", "ipc", "bits_weight", "bits/dim", "validation %", "test %")
     console.show_rows(tracking_uri, columns, rows)
@@ -63,7 +63,9 @@ def show(reference: Annotated[str, typer.Argument(help=REFERENCE)], tracking_uri
 @app.command()
 def download(
     reference: Annotated[str, typer.Argument(help=REFERENCE)],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write to.")] = Path(),
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder to write to; NAME-NUMBER of the version by default.")
+    ] = None,
     force: Annotated[bool, typer.Option(help="Replace files that differ.")] = False,
     tracking_uri: Tracking = STORE,
 ) -> None:
@@ -71,7 +73,9 @@ def download(
     from cluster import registry
     from condense.reports import console
 
-    console.out.print(str(registry.download(tracking_uri, reference, out, force=force)))
+    version = registry.show(tracking_uri, reference)
+    own = out or Path(f"{version.name}-{version.version}")
+    console.out.print(str(registry.download(tracking_uri, version.reference, own, force=force)))
 
 
 @app.command()

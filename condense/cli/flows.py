@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import join, quote
 from typing import Annotated
 
 import typer
 
-from condense.cli.options import STORE, Overrides, Tracking, progress_bar
+from condense.cli.options import ANEW, CONFIG, STORE, Overrides, Tracking, progress_bar, show_repeat
+from condense.example_files import located
 
 app = typer.Typer(help="Train, list and show flows, the yardsticks that bits are measured with.", no_args_is_help=True)
 
@@ -35,19 +36,21 @@ def show_flow(
     tracking_uri: Tracking = STORE,
 ) -> None:
     """What a flow's card says: recipe, cost, sources, held-out bits, the training curve."""
+    from condense.files import scratch_folder
     from condense.flow.store import load_card
     from condense.lookup import flow_file
     from condense.reports import console
 
-    with tempfile.TemporaryDirectory() as folder:
-        console.show_config(flow, load_card(flow_file(flow, tracking_uri, Path(folder))))
+    with scratch_folder() as folder:
+        console.show_config(flow, load_card(flow_file(flow, tracking_uri, folder)))
 
 
 @app.command()
 def fit(
-    config: Annotated[Path, typer.Argument(help="YAML recipe, such as examples/flows/fashion-mnist.yaml.")],
+    config: Annotated[Path, typer.Argument(help=CONFIG.format("flows/fashion-mnist"))],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Go on with the interrupted fit of this recipe.")] = False,
+    anew: Annotated[bool, typer.Option("--anew", help=ANEW)] = False,
 ) -> None:
     """Train a flow on a dataset of yours, with exact resume, and register it as flow-NAME in MLflow."""
     from condense import api
@@ -57,15 +60,17 @@ def fit(
 
     resolved = api.resolve_config(FlowFitConfig, config, overrides or [])
     needs_no_cluster(resolved)  # says what is missing before anything is shown
-    console.show_config(f"condense flow fit {config}", resolved.as_dict())
+    console.show_config(f"condense flow fit {quote(str(located(config)))}", resolved.as_dict())
     with progress_bar() as progress:
-        fitted = api.fit_flow(resolved, resume=resume, progress=progress)
+        fitted = api.fit_flow(resolved, resume=resume, anew=anew, progress=progress)
     result = fitted.result
+    if fitted.repeated:
+        show_repeat(fitted.version or str(result.path))
     console.show_flows({result.card["name"]: {**result.card, "digest": result.digest}})
     console.out.print(f"flow     {result.path}")
-    flow = str(result.path)
+    used = [f"flow={result.path}"]
     if fitted.reference is not None:
         console.out.print(f"version  {fitted.version} (MLflow run {fitted.run_id})")
-        flow = fitted.reference
-        flow += "" if resolved.tracking_uri == STORE else f" tracking_uri={resolved.tracking_uri}"
-    console.out.print(f"use it   condense run CONFIG flow={flow}")
+        used = [f"flow={fitted.reference}"]
+        used += [] if resolved.tracking_uri == STORE else [f"tracking_uri={resolved.tracking_uri}"]
+    console.out.print(f"use it   condense run CONFIG {join(used)}")

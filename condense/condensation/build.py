@@ -144,5 +144,5 @@ def _ending(config: RunConfig, source: DataSource, workers: int) -> float:
     trained = 3 * RECIPES[asked.recipe].epochs * images  # forward, and twice that back
     validation = min(asked.validation_images, source.count("validation"))
     groups = math.ceil(asked.learners / workers) / math.ceil(asked.validation_learners / workers)
-    sets = 4 if asked.controls else 1
+    sets = 5 if asked.controls else 1
     return sets * groups * (trained + source.count("test")) / (trained + validation)

@@ -37,7 +37,7 @@ from condense.workers.estimate import (
 from condense.workers.mesh import mesh_shape, most_workers
 from condense.workers.storage import KEEP
 
-JPEG_MEASUREMENTS = 9  # of a slice's images: the bisection over qualities and what is kept of it
+AT_BITS_MEASUREMENTS = 20  # of a slice's images: the bisections over JPEG's qualities and blurs
 TARGET_ATTEMPTS = 4  # whole runs that a bits_target takes, two to six
 
 
@@ -94,7 +94,7 @@ def predicted(
     followed = attempts * math.ceil(config.outer_steps / evaluation_interval(config))
     test_images = source.count("test") if at.test else 0
     validation_images = min(at.validation_images, source.count("validation"))
-    sets = 0 if not at.test else 1 + ((3 if measured else 2) if at.controls else 0)
+    sets = 0 if not at.test else 1 + ((4 if measured else 2) if at.controls else 0)
     epochs = RECIPES[at.recipe].epochs
 
     def one(tested: int) -> float:
@@ -112,7 +112,7 @@ def predicted(
     own = math.ceil(whole / slices)
     counted = min(REAL_BITS_IMAGES // slices, whole * 100) + whole + own * (followed + attempts)
     if sets > 1:
-        counted += own * (JPEG_MEASUREMENTS + 3)
+        counted += own * (AT_BITS_MEASUREMENTS + 4)
     seconds = {
         "starting": costs.imports + costs.opening + (RAY_START_S + costs.imports + costs.opening if workers else 0),
         "reading": costs.reading * (sum(source.class_counts) + validation_images + test_images) / slices

@@ -10,6 +10,7 @@ from condense.condensation.loop import condense
 from condense.synthetic.dataset import CondensedDataset
 from condense.workers.context import Progress
 from condense.workers.in_process import local_context
+from condense.workers.interruption import interruption_explained
 from condense.workers.storage import StoredCheckpoints
 from condense.workers.tracking import Tracker
 
@@ -20,8 +21,9 @@ def condense_here(config: RunConfig, tracker: Tracker, progress: Callable[[Progr
     Raises:
         CondenseError: as `condense`.
     """
-    context = local_context(config.storage, run_name(config), tracker, progress, config.gpus_per_worker)
-    return condense(config, context)
+    kept = StoredCheckpoints(config.storage, run_name(config))
+    with interruption_explained(progress, kept.latest_step) as tell:
+        return condense(config, local_context(config.storage, run_name(config), tracker, tell, config.gpus_per_worker))
 
 
 def run_name(config: RunConfig) -> str:

@@ -11,9 +11,12 @@ from condense.condensation.share import WorkerShare
 from condense.data.slices import HeldOut
 from condense.learners.evaluation import TESTING, Evaluation, Evaluator
 from condense.synthetic import controls
+from condense.synthetic.controls import AtBits
 from condense.synthetic.decoder import decode_set
 from condense.workers.context import WorkerContext
 from condense.workers.memory import explain_out_of_memory
+
+STRENGTH = {"jpeg_real": "quality", "blurred_real": "sigma"}  # what of a control was chosen for its bits
 
 
 def judge(
@@ -41,14 +44,14 @@ def judge(
     Returns:
         `evaluation` and `controls`, as the provenance of a dataset has them.
     """
-    sets, quality = _controls(config, share, images) if config.evaluation.controls else ({}, None)
+    sets, at_bits = _controls(config, share, images) if config.evaluation.controls else ({}, {})
 
     def test_on(images: Tensor, labels: Tensor, name: str, index: int) -> Evaluation:
-        context.report(f"testing {name}", index, 1 + len(sets), {})
+        context.report(f"testing {name}", index, 1 + len(sets), {}, counts="sets")
         learners, everyone = config.evaluation.learners, share.mesh.everyone
         with explain_out_of_memory(lambda: TESTING):
             evaluation = evaluator.evaluate(images, labels, test, learners=learners, collective=everyone)
-        context.report(f"tested {name}", index + 1, 1 + len(sets), {"accuracy": evaluation.mean})
+        context.report(f"tested {name}", index + 1, 1 + len(sets), {"accuracy": evaluation.mean}, counts="sets")
         return evaluation
 
     decoded = decode_set(images, labels if soft_labels is None else soft_labels, config.images.factor)
@@ -61,25 +64,36 @@ def judge(
             "accuracy_std": control.std,
             "bits_per_dim": share.mean_bits(part),
         }
-    if "jpeg_real" in tested:
-        tested["jpeg_real"]["quality"] = quality
+        if name in at_bits:
+            tested[name] |= {STRENGTH[name]: at_bits[name].strength, "at_equal_bits": at_bits[name].reached}
     return {"evaluation": evaluation.description(), "controls": tested}
 
 
 def test_metrics(judged: dict[str, Any]) -> dict[str, float]:
     """Returns what `judge` found as metrics, by name."""
     evaluation = judged["evaluation"]
-    metrics = {"test/accuracy": evaluation["accuracy_mean"], "test/accuracy_std": evaluation["accuracy_std"]}
+    metrics = {"test/accuracy": evaluation["accuracy_mean"]}
+    if evaluation["accuracy_std"] is not None:
+        metrics["test/accuracy_std"] = evaluation["accuracy_std"]
     return metrics | {f"test/{name}": control["accuracy_mean"] for name, control in judged["controls"].items()}
 
 
-def _controls(config: RunConfig, share: WorkerShare, images: Tensor) -> tuple[dict[str, Tensor], int | None]:
-    """Returns the own classes' images (C, ipc, channels, H, W) of each control by name, and the JPEG's quality."""
+def _controls(config: RunConfig, share: WorkerShare, images: Tensor) -> tuple[dict[str, Tensor], dict[str, AtBits]]:
+    """Returns the own classes' images (C, ipc, channels, H, W) of each control by name, and how some reach the set's
+    bits.
+    """
     seed, ipc = config.seed, config.images_per_class
     wanted = share.mean_bits(share.slice_of(images))
     random = controls.random_real(share.real, share.classes, ipc, seed=seed)
     sets = {"random_real": random, "kmeans_real": controls.kmeans_real(share.real, share.classes, ipc, seed=seed)}
     if wanted is None:
-        return sets, None
-    sets["jpeg_real"], quality = controls.jpeg_at_bits(random, wanted, lambda part: share.mean_bits(part) or 0.0)
-    return sets, quality
+        return sets, {}
+
+    def mean_bits(part: Tensor) -> float:
+        return share.mean_bits(part) or 0.0
+
+    at_bits = {
+        "jpeg_real": controls.jpeg_at_bits(random, wanted, mean_bits),
+        "blurred_real": controls.blur_at_bits(random, wanted, mean_bits),
+    }
+    return sets | {name: found.images for name, found in at_bits.items()}, at_bits

@@ -91,7 +91,7 @@ def condense(config: RunConfig, context: WorkerContext) -> CondensedDataset:
     facts |= judged | {
         "outer_steps": engine.schedule.total,
         "ended_by": engine.schedule.why,
-        "validation": validation.latest,
+        "validation": validation.description(),
         "bits": {
             "per_dim_before": share.real_bits(),
             "per_dim_after": None if bits_per_dim is None else float(bits_per_dim.mean()),
@@ -248,8 +248,9 @@ class Optimisation:
             )
         for part in self._parts:
             part.restore_(checkpoint)
-        log.info("resuming at outer step %d", checkpoint.step)
-        return checkpoint.step - self.attempted
+        done = checkpoint.step - self.attempted
+        self.context.going_on("condensing", done, self.schedule.total)
+        return done
 
 
 def _metrics(result: StepResult) -> dict[str, float]:

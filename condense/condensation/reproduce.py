@@ -23,12 +23,12 @@ from condense.workers.mesh import build_mesh
 class Reproduction:
     """An evaluation of a file, and the one that it states.
 
-    stated: mean and standard deviation in percent; None where the run left the test split unread.
+    stated: mean and standard deviation in percent (None of one learner); None where the run left the test split unread.
     as_stated: whether it was made as the run makes its own.
     """
 
     evaluation: Evaluation
-    stated: tuple[float, float] | None
+    stated: tuple[float, float | None] | None
     as_stated: bool
 
 

@@ -136,6 +136,10 @@ class Validation:
             found += torch.tensor([self.latest[MEAN], self.latest[STD]], dtype=torch.float64)
         self.latest = dict(zip((MEAN, STD), self.context.collective.sum_(found).tolist(), strict=True))
 
+    def description(self) -> dict[str, float | None]:
+        """Returns the latest accuracy as provenance has it: one learner has no deviation."""
+        return self.latest | ({STD: None} if self.learners == 1 else {})
+
     def state(self) -> State:
         """Returns the latest accuracy, and the sets whose evaluations are not done."""
         tensors: dict[str, Tensor] = {}
@@ -185,7 +189,7 @@ class Validation:
         raise_together(self.context.collective, failure, self.context.device)
 
     def _found(self, snapshot: Snapshot, evaluation: Evaluation) -> Validated:
-        self.latest = {MEAN: evaluation.mean, STD: evaluation.std}
+        self.latest = {MEAN: evaluation.mean, STD: evaluation.std or 0.0}
         return Validated(snapshot, evaluation)
 
 

@@ -1,4 +1,4 @@
-"""Finds the Parquet files that a path or URI means, and says which are train and which are test.
+"""Finds the Parquet files that a path or URI means, and says to which split each belongs.
 
 The files are on a local disk or on any filesystem that pyarrow knows.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from condense.data.split_names import WORDS, Split, beside, left_out, named_splits, shown, sort_by_name, sort_by_pattern
 from condense.errors import SourceError
 
 log = logging.getLogger(__name__)
@@ -32,29 +34,59 @@ class ParquetFiles:
         kind = self.filesystem.type_name
         return path if kind == "local" else f"{kind}://{path}"
 
+    @property
+    def listed(self) -> str:
+        """The names of the files, for a message."""
+        return shown([path.rpartition("/")[2] for path in self.paths])
 
-def train_and_test_files(uri: str) -> tuple[ParquetFiles, ParquetFiles | None]:
-    """Finds the train files at a path or URI, and the test files beside them if there are any.
 
-    A folder's files belong to test, validation or train by the word in their names; where no name says train, all
-    that are not test or validation do. Beside a single file, the test file is the one with "test" for "train" in its
-    name.
+@dataclass(frozen=True)
+class SplitFiles:
+    """Files of each split, None where there are none; left_out says in words what is not read."""
+
+    train: ParquetFiles
+    validation: ParquetFiles | None = None
+    test: ParquetFiles | None = None
+    left_out: tuple[str, ...] = ()
+
+
+def split_files(uri: str, *, config: str | None = None, patterns: Mapping[Split, str] | None = None) -> SplitFiles:
+    """Finds the files of each split at a path or URI.
+
+    A folder's files belong to the split that their names or folders say (`split_names.WORDS`); where none says
+    anything, all are train. Beside a single train file, those of the other splits are named alike.
+
+    Args:
+        uri: a Parquet file, or a folder of them.
+        config: the configuration to take, where a folder has several.
+        patterns: by split, of the files' paths below the folder; they replace what the names say.
 
     Raises:
-        SourceError: nothing there, or it cannot be reached.
+        SourceError: nothing there, it cannot be reached, or the splits cannot be told.
     """
-    filesystem, path, found = _list(uri)
+    filesystem, path, found, left_out = _list(uri)
     if found is None:
+        if patterns or config:
+            raise SourceError(
+                f"{uri} is a file; data.split_files and data.config choose in a folder", "name its folder"
+            )
         folder, separator, name = path.rpartition("/")
-        beside = folder + separator + name.replace("train", "test")
-        paired = "train" in name and _is_file(filesystem, beside)
-        return ParquetFiles(filesystem, (path,)), ParquetFiles(filesystem, (beside,)) if paired else None
-    train, test, unused = _by_split(path, found)
-    if not train:
+        names, root = beside(name, _names_beside(filesystem, folder, name)), folder + separator
+    else:
+        root = path + "/"
+        listed = [file[len(root) :] for file in found]
+        if patterns:
+            names = sort_by_pattern(f"folder {uri}", listed, patterns)
+        else:
+            names = sort_by_name(f"folder {uri}", listed, config)
+    if not names.train:
         raise SourceError(f"folder {uri} holds no Parquet file to train on", "expected names such as train-0.parquet")
-    if unused:
-        log.info("%s: not read, validation is carved from train: %s", uri, ", ".join(unused))
-    return ParquetFiles(filesystem, train), ParquetFiles(filesystem, test) if test else None
+
+    def files(of: tuple[str, ...]) -> ParquetFiles | None:
+        return ParquetFiles(filesystem, tuple(root + name for name in of)) if of else None
+
+    train = ParquetFiles(filesystem, tuple(root + name for name in names.train))
+    return SplitFiles(train, files(names.validation), files(names.test), (*names.left_out, *left_out))
 
 
 def test_files(uri: str) -> ParquetFiles:
@@ -63,15 +95,16 @@ def test_files(uri: str) -> ParquetFiles:
     That is the file itself; of a folder, those that are named test, or else all that name no split.
 
     Raises:
-        SourceError: nothing there, or it cannot be reached.
+        SourceError: nothing there, it cannot be reached, or the splits cannot be told.
     """
-    filesystem, path, found = _list(uri)
+    filesystem, path, found, _ = _list(uri)
     if found is None:
         return ParquetFiles(filesystem, (path,))
-    train, test, _ = _by_split(path, found)
-    if not (test or train):
-        raise SourceError(f"folder {uri} holds no Parquet file to test on", "expected names such as test-0.parquet")
-    return ParquetFiles(filesystem, test or train)
+    said = {file: named_splits(file[len(path) :]) for file in found}
+    for wanted in ({"test"}, {"evaluation"}, set[str]()):
+        if files := tuple(file for file in found if said[file] == wanted):
+            return ParquetFiles(filesystem, files)
+    raise SourceError(f"folder {uri} holds no Parquet file to test on", "expected names such as test-0.parquet")
 
 
 def _filesystem(uri: str) -> tuple[Any, str]:
@@ -96,27 +129,30 @@ def _is_file(filesystem: Any, path: str) -> bool:
         return False
 
 
-def _list(uri: str) -> tuple[Any, str, list[str] | None]:
-    """Returns filesystem, path on it, and Parquet files below it; None for these where the path is a file."""
+def _names_beside(filesystem: Any, folder: str, name: str) -> list[str]:
+    try:
+        entries = filesystem.get_file_info(pafs.FileSelector(folder or "."))
+        return sorted(e.base_name for e in entries if e.type == pafs.FileType.File and e.extension == "parquet")
+    except OSError as error:
+        # Who may read one object of a bucket may not be allowed to list it.
+        log.info("%s cannot be listed: %s", folder, error)
+        paired = [re.sub("train(ing)?", word, name) for word in WORDS]
+        return [other for other in paired if other != name and _is_file(filesystem, f"{folder}/{other}")]
+
+
+def _list(uri: str) -> tuple[Any, str, list[str] | None, list[str]]:
+    """Returns filesystem, path on it, Parquet files below it (None where the path is a file), and what is left out."""
     try:
         filesystem, path = _filesystem(uri)
         info = filesystem.get_file_info(path)
         if info.type == pafs.FileType.NotFound:
             raise SourceError(f"{uri} does not exist", "give a Parquet file, or a folder of them")
         if info.type == pafs.FileType.File:
-            return filesystem, path, None
+            return filesystem, path, None, []
         listing = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"{uri} cannot be reached: {error}") from None
     files = sorted(entry.path for entry in listing if entry.type == pafs.FileType.File)
-    return filesystem, path, [f for f in files if f.endswith(".parquet") and "/." not in f[len(path) :]]
-
-
-def _by_split(root: str, paths: list[str]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Sorts `paths` into train, test and unused files, by the words in their names below `root`."""
-    words = {path: set(re.split(r"[^a-z]+", path[len(root) :].lower())) for path in paths}
-    test = tuple(path for path in paths if "test" in words[path])
-    held_out = {path for path in paths if words[path] & {"validation", "valid", "val", "dev"}}
-    rest = tuple(path for path in paths if path not in test and path not in held_out)
-    train = tuple(path for path in rest if "train" in words[path]) or rest
-    return train, test, tuple(path for path in paths if path not in train and path not in test)
+    open_ones = [file for file in files if "/." not in file[len(path) :]]
+    taken = [file for file in open_ones if file.endswith(".parquet")]
+    return filesystem, path, taken, left_out(len(files) - len(open_ones), set(open_ones) - set(taken))

@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from condense.data.decoding import Picture, decode
+from condense.data.labels import Labels, check_known, check_labels, check_names, check_not_negative, in_order_of
 from condense.data.parquet_files import ParquetFiles
-from condense.data.readers import Labels, Rows, check_labels
+from condense.data.readers import Rows
 from condense.errors import SourceError
 
 BATCH_ROWS, BATCH_BYTES = 512, 1 << 25  # encoded images in memory at once, beside the wanted ones
@@ -40,19 +41,22 @@ class ParquetSplit:
         image_column: str | None = None,
         label_column: str | None = None,
         known_classes: tuple[str, ...] | None = None,
+        allow_gaps: bool = False,
     ) -> None:
         """
         Args:
             files: the files, of one schema.
             image_column: the column of images; None finds it.
             label_column: the column of labels; None finds it.
-            known_classes: the class names of train, when this is its test split.
+            known_classes: the class names of train, when this is another split; labels are brought into their order.
+            allow_gaps: whether integer labels without names may leave numbers out; they are renumbered.
 
         Raises:
             SourceError: a file that is no Parquet file, has no rows, or lacks the columns.
         """
         self._files = files
         self._known_classes = known_classes
+        self._allow_gaps = allow_gaps
         self._sizes: list[int] = []
         self._labels: Labels | None = None
         for number, path in enumerate(files.paths):
@@ -72,11 +76,16 @@ class ParquetSplit:
                 self._sizes.append(file.metadata.num_rows)
         if sum(self._sizes) == 0:
             raise SourceError(f"{self.where} holds no rows")
-        if known_classes and self._declared and known_classes != self._declared:
-            raise SourceError(
-                f"{self.where}: its classes {list(self._declared)} are not those of train, {list(known_classes)}",
-                "give a data.test_source of the same classes in the same order",
-            )
+        if self._declared:
+            check_names(self._declared, self.where)
+            check_known(self._declared, known_classes or self._declared, self.where)
+
+    def __len__(self) -> int:
+        return sum(self._sizes)
+
+    @property
+    def files(self) -> ParquetFiles:
+        return self._files
 
     @property
     def where(self) -> str:
@@ -163,13 +172,25 @@ class ParquetSplit:
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         if not pa.types.is_integer(column.type):
-            return self._numbered(column)
-        labels = column.to_numpy().astype(np.int64)
-        names = self._declared or self._known_classes
-        if names is None:
-            names = self._names_of(labels, table.column(named) if named else None)
-        check_labels(labels, names, self._row)
-        return labels, names
+            labels, names = self._numbered(column)
+        else:
+            labels = column.to_numpy().astype(np.int64)
+            names = self._declared or ()
+            if names:
+                check_labels(labels, names, self._row)
+            elif named is None and self._known_classes and not self._numbers_are_names:
+                names = self._known_classes  # named by train alone
+                check_labels(labels, names, self._row)
+            else:
+                labels, names = self._named(labels, table.column(named) if named else None)
+        if self._known_classes is None or names == self._known_classes:
+            return labels, names
+        return in_order_of(self._known_classes, labels, names, self._row), self._known_classes
+
+    @property
+    def _numbers_are_names(self) -> bool:
+        """Whether train's classes were named by their numbers, of which some may be left out."""
+        return self._allow_gaps and all(name.isdecimal() for name in self._known_classes or ())
 
     def _numbered(self, column: Any) -> tuple[Labels, tuple[str, ...]]:
         words, kinds = _encoded(column)
@@ -182,27 +203,36 @@ class ParquetSplit:
             raise SourceError(f"{self._row(row)}: label {kinds[words[row]]!r} is not one of the classes {list(names)}")
         return labels, names
 
-    def _names_of(self, labels: Labels, column: Any) -> tuple[str, ...]:
+    def _named(self, labels: Labels, column: Any) -> tuple[Labels, tuple[str, ...]]:
         """Names the integer labels that no metadata declares: by the name column if there is one, else by their
-        numbers.
+        numbers. Of another split than train some may be missing.
         """
-        values, first = np.unique(labels, return_index=True)
+        check_not_negative(labels, self._row)
+        values, first, numbers = np.unique(labels, return_index=True, return_inverse=True)
         gap = np.flatnonzero(values != np.arange(len(values)))
-        if len(gap):
+        if len(gap) and self._known_classes is None and not self._allow_gaps:
             row = int(first[gap[0]])
             raise SourceError(
-                f"{self._row(row)}: label {labels[row]} is out of range: no row has label {int(gap[0])}",
-                "number the classes 0, 1, 2 ... without a gap",
+                f"{self._row(row)}: label {labels[row]}, but no row has label {int(gap[0])}",
+                "number the classes 0, 1, 2 ... without a gap, or set data.drop_empty_classes=true",
             )
         if column is None:
-            return tuple(str(value) for value in values)
+            return numbers, tuple(str(value) for value in values)
         words, kinds = _encoded(column)
-        differing = np.flatnonzero(words != words[first][labels])
+        differing = np.flatnonzero(words != words[first][numbers])
         if len(differing):
             row = int(differing[0])
-            here, before = kinds[words[row]], kinds[words[first[labels[row]]]]
+            here, before = kinds[words[row]], kinds[words[first[numbers[row]]]]
             raise SourceError(f"{self._row(row)}: label {labels[row]} is named {here!r} here and {before!r} before")
-        return tuple(str(kinds[words[row]]) for row in first)
+        names = tuple(str(kinds[words[row]]) for row in first)
+        for place, name in enumerate(names):
+            if (other := names.index(name)) < place:
+                raise SourceError(
+                    f"{self._row(int(first[place]))}: label {values[place]} is named {name!r}, as label "
+                    f"{values[other]} is",
+                    "give each class a name of its own, or its rows one label",
+                )
+        return numbers, names
 
 
 def _between(rows: Rows, start: int, size: int) -> Rows:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,14 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from condense.data.decoding import MAX_BYTES, Picture, decode
+from condense.data.image_folders import SUFFIXES, folders_in, is_hidden, is_image
+from condense.data.labels import Labels, check_labels
+from condense.data.split_names import left_out
 from condense.errors import SourceError
 
-Labels = NDArray[np.int64]
 Rows = NDArray[np.int64]
-
-SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff"}
-)
 
 
 class StoredSplit(Protocol):
@@ -56,6 +55,9 @@ class ArraySplit:
     labels: Labels
     stored: NDArray[np.uint8]
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
     def pictures(self, rows: Rows) -> Iterator[tuple[str, Picture]]:
         return ((f"{self.where}, row {row}", self.stored[row]) for row in rows.tolist())
 
@@ -64,7 +66,8 @@ class ArraySplit:
 class FolderSplit:
     """A folder with one folder of images per class.
 
-    Classes are the sorted folder names, images the sorted files of each class. Files of other kinds are passed over.
+    Classes are the sorted folder names, images the sorted files of each class, those of folders in it too. Hidden
+    files and files of other kinds are passed over; `left_out` counts them in words.
     """
 
     path: Path
@@ -72,11 +75,12 @@ class FolderSplit:
     files: tuple[Path, ...] = field(init=False)
     labels: Labels = field(init=False)
     class_names: tuple[str, ...] = field(init=False)
+    left_out: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         if not self.path.is_dir():
             raise SourceError(f"folder {self.path} does not exist", "give a folder that holds one folder per class")
-        found = sorted(p.name for p in self.path.iterdir() if p.is_dir() and not p.name.startswith("."))
+        found = [folder.name for folder in folders_in(self.path)]
         if not found:
             raise SourceError(
                 f"folder {self.path} holds no folders", "put the images of each class into its own folder"
@@ -88,8 +92,12 @@ class FolderSplit:
             )
         files: list[Path] = []
         labels: list[int] = []
+        outside = [p for p in self.path.iterdir() if p.is_file()]
+        passed = [p for p in outside if not is_image(p)]
         for name in found:
-            images = sorted(p for p in (self.path / name).iterdir() if p.suffix.lower() in SUFFIXES)
+            inside = _files_below(self.path / name)
+            images = sorted(p for p in inside if is_image(p))
+            passed += (p for p in inside if not is_image(p))
             if not images:
                 raise SourceError(
                     f"folder {self.path / name} holds no images", f"expected {', '.join(sorted(SUFFIXES))}"
@@ -99,6 +107,13 @@ class FolderSplit:
         object.__setattr__(self, "files", tuple(files))
         object.__setattr__(self, "labels", np.array(labels, dtype=np.int64))
         object.__setattr__(self, "class_names", names)
+        said = left_out(sum(map(is_hidden, passed)), (p.name for p in passed if not is_hidden(p)))
+        if beside := len(list(filter(is_image, outside))):
+            said.append(f"{beside} image{'s' * (beside > 1)} outside of the folders of classes")
+        object.__setattr__(self, "left_out", tuple(said))
+
+    def __len__(self) -> int:
+        return len(self.files)
 
     @property
     def where(self) -> str:
@@ -106,6 +121,15 @@ class FolderSplit:
 
     def pictures(self, rows: Rows) -> Iterator[tuple[str, Picture]]:
         return ((str(self.files[row]), _decode_file(self.files[row])) for row in rows.tolist())
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Returns the files in a folder and in the folders in it that are not hidden."""
+    files: list[Path] = []
+    for at, inner, names in os.walk(folder):
+        inner[:] = [name for name in inner if not is_hidden(Path(name))]
+        files += (Path(at) / name for name in names)
+    return files
 
 
 def _decode_file(path: Path) -> Picture:
@@ -267,14 +291,3 @@ def _from_torchvision(name: str, dataset: Any, where: str) -> ArraySplit:
         raise SourceError(f"{where}: {len(pictures)} images and {len(labels)} labels")
     check_labels(labels, names, lambda row: f"{where}, row {row}")
     return ArraySplit(where, names, labels, pictures)
-
-
-def check_labels(labels: Labels, class_names: Sequence[str], where: Callable[[int], str]) -> None:
-    """Raises SourceError naming the first row whose label is outside [0, len(class_names)); `where(row)` names it."""
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
-    if len(wrong):
-        row = int(wrong[0])
-        raise SourceError(
-            f"{where(row)}: label {labels[row]} is out of range, expected 0 to {len(class_names) - 1}",
-            "number the classes from 0",
-        )

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from condense.data.digests import class_digests, combine_digests
-from condense.data.sources import DataSource, LabelledImages, Split
+from condense.data.sources import DataSource, LabelledImages
+from condense.data.split_names import Split
 from condense.errors import SourceError
 from condense.workers.collective import Collective, raise_together
 from condense.workers.mesh import Mesh

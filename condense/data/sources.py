@@ -1,17 +1,18 @@
 """Opens a dataset with three splits: train, validation and test.
 
-The validation split is always carved from train, class by class, with the run's seed. The test split is the stored one.
-Where there is none, it is carved from train first, with a seed of its own. So it is the same for every seed of a run,
-and nothing that was chosen over several seeds has seen it. It is read when `load("test")` asks for it, not earlier.
+The validation and the test split are the stored ones. Where there is no validation split, it is carved from train,
+class by class, with the run's seed. Where there is no test split, it is carved from train first, with a seed of its
+own. So it is the same for every seed of a run, and nothing that was chosen over several seeds has seen it. It is read
+when `load("test")` asks for it, not earlier.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,13 +22,13 @@ from torch import Tensor
 from condense.data.config import DataConfig
 from condense.data.decoding import Frame, framed_shape, stack
 from condense.data.forms import Stored, open_stored, open_test
+from condense.data.parquet_split import ParquetSplit
 from condense.data.readers import StoredSplit
-from condense.data.splits import carve, check_splittable
+from condense.data.split_names import Split, shown
+from condense.data.splits import ChosenClasses, carve, check_splittable
 from condense.seeding import generator
 
 log = logging.getLogger(__name__)
-
-Split = Literal["train", "validation", "test"]
 
 TEST_SEED = 0
 TEST_FRACTION = {"digits": 0.2}  # its 10 % would be 18 images a class; larger sets have enough
@@ -82,7 +83,9 @@ class DataSource(Protocol):
         """Yields the images of a split in stored order, at most `size` at a time; raises as `load`."""
 
     def description(self) -> dict[str, Any]:
-        """Returns plain values that say where the data came from and how it was split and framed."""
+        """Returns plain values that say where the data came from and how it was split and framed; `splits` are lines
+        to show.
+        """
 
 
 def open_source(spec: str, data: DataConfig, *, seed: int) -> DataSource:
@@ -99,25 +102,43 @@ def open_source(spec: str, data: DataConfig, *, seed: int) -> DataSource:
     stored = open_stored(spec, data)
     if data.test_source is not None:
         stored = replace(stored, test=open_test(data.test_source, data, stored.train.class_names))
-    return _SplitSource(spec, stored, data, seed)
+    return _SplitSource(spec, _without_empty_classes(stored) if data.drop_empty_classes else stored, data, seed)
+
+
+def _without_empty_classes(stored: Stored) -> Stored:
+    counts = np.bincount(stored.train.labels, minlength=len(stored.train.class_names))
+    if counts.all():
+        return stored
+
+    def chosen(split: StoredSplit) -> ChosenClasses:
+        return ChosenClasses(split, tuple(np.flatnonzero(counts).tolist()))
+
+    dropped = [name for name, count in zip(stored.train.class_names, counts.tolist(), strict=True) if not count]
+    return replace(
+        stored,
+        train=chosen(stored.train),
+        test=stored.test and chosen(stored.test),
+        validation=stored.validation and chosen(stored.validation),
+        left_out=(*stored.left_out, f"classes without a train image: {shown(dropped)}"),
+    )
 
 
 class _SplitSource:
-    """A stored train split with validation, and where needed test, carved from it."""
+    """The stored splits, and those that are missing carved from train."""
 
     def __init__(self, spec: str, stored: Stored, data: DataConfig, seed: int) -> None:
         self.name = stored.name
         self._spec, self._seed, self._data = spec, seed, data
         self._frame = Frame(data.image_size, data.fit)
-        self._train, self._test = stored.train, stored.test
+        self._train, self._test, self._validation = stored.train, stored.test, stored.validation
         self.class_names = self._train.class_names
         where, first = next(iter(self._train.pictures(np.zeros(1, dtype=np.int64))))
         self.shape = framed_shape(first, self._frame, where)
         labels = self._train.labels
         classes, kept = len(self.class_names), np.arange(len(labels))
-        splits = ("train", "validation", *(("test",) if self._test is None else ()))
-        check_splittable(labels, self.class_names, splits)
-        self._test_rows = kept[:0]
+        carved = [split for split in ("validation", "test") if getattr(stored, split) is None]
+        check_splittable(labels, self.class_names, ("train", *carved))
+        self._test_rows = self._validation_rows = kept[:0]
         if self._test is None:
             fraction = TEST_FRACTION.get(spec.lower(), 0.1)
             test = carve(labels, fraction, classes=classes, seed=TEST_SEED, purpose="test-split")
@@ -125,10 +146,16 @@ class _SplitSource:
             self._test_from = f"{fraction:.0%} of {self._train.where}, carved with seed {TEST_SEED}"
         else:
             self._test_from = self._test.where
-        log.info("%s: the test split is %s", spec, self._test_from)
-        fraction = data.validation_fraction
-        held = carve(labels[kept], fraction, classes=classes, seed=seed, purpose="validation-split")
-        self._validation_rows, self._train_rows = kept[held], kept[~held]
+        if self._validation is None:
+            fraction = data.validation_fraction
+            held = carve(labels[kept], fraction, classes=classes, seed=seed, purpose="validation-split")
+            self._validation_rows, kept = kept[held], kept[~held]
+            self._validation_from = f"{fraction:.0%} of train, carved with seed {seed}"
+        else:
+            self._validation_from = self._validation.where
+        self._train_rows = kept
+        self._left_out = stored.left_out
+        log.info("real images of %s\n  %s", spec, "\n  ".join(self._told()))
         counts = np.bincount(labels[self._train_rows], minlength=classes)
         self.class_counts = tuple(int(count) for count in counts)
 
@@ -170,11 +197,25 @@ class _SplitSource:
             yield LabelledImages(images, torch.from_numpy(labels), self.class_names)
 
     def _rows_of(self, split: Split) -> tuple[StoredSplit, NDArray[np.int64]]:
-        if split == "test" and self._test is not None:
-            return self._test, np.arange(len(self._test.labels))
+        stored = {"train": None, "validation": self._validation, "test": self._test}[split]
+        if stored is not None:
+            return stored, np.arange(len(stored.labels))
         return self._train, {"train": self._train_rows, "validation": self._validation_rows, "test": self._test_rows}[
             split
         ]
+
+    def _told(self) -> list[str]:
+        """Says which files are which split, how many images each has, and what is not read."""
+        carved = {"validation": self._validation_rows, "test": self._test_rows}
+        lines = [f"train: {len(self._train_rows)} images, {_files_of(self._train)}"]
+        for split, stored, place in (
+            ("validation", self._validation, self._validation_from),
+            ("test", self._test, self._test_from),
+        ):
+            count = len(carved[split]) if stored is None else len(stored) if isinstance(stored, Sized) else None
+            counted = "" if count is None else f"{count} images, "
+            lines.append(f"{split}: {counted}{place if stored is None else _files_of(stored)}")
+        return [*lines, *(f"not read: {said}" for said in self._left_out)]
 
     def description(self) -> dict[str, Any]:
         return {
@@ -182,10 +223,18 @@ class _SplitSource:
             "name": self.name,
             "train": self._train.where,
             "test": self._test_from,
-            "validation": f"{self._data.validation_fraction:.0%} of train, carved with seed {self._seed}",
+            "validation": self._validation_from,
+            "splits": self._told(),
             "class_names": list(self.class_names),
             "train_class_counts": list(self.class_counts),
             "shape": list(self.shape),
             "image_size": self._data.image_size,
             "fit": self._data.fit,
         }
+
+
+def _files_of(split: StoredSplit) -> str:
+    split = split.split if isinstance(split, ChosenClasses) else split
+    if isinstance(split, ParquetSplit) and len(split.files.paths) > 1:
+        return f"{split.where} ({split.files.listed})"
+    return split.where

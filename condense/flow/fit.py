@@ -9,7 +9,6 @@ steps, not seconds.
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -28,8 +27,9 @@ from condense.flow.caution import caution
 from condense.flow.fit_checkpoint import FitState, restore_, to_checkpoint
 from condense.flow.mixture import Mixture, random_batch
 from condense.flow.muon import Muon
-from condense.flow.recipe import PLACES, FlowFitConfig, learning_rate_at
+from condense.flow.recipe import FlowFitConfig, learning_rate_at
 from condense.flow.registry import build
+from condense.flow.repeats import fitted_before, recipe_of
 from condense.flow.store import check_writable, load_card, load_flow, save_flow
 from condense.image_grid import image_grid
 from condense.pixels import dequantise, quantise
@@ -38,10 +38,9 @@ from condense.workers.checkpoints import LocalCheckpoints
 from condense.workers.collective import Alone, raise_together, sum_all_
 from condense.workers.context import Progress, WorkerContext
 from condense.workers.devices import local_device
+from condense.workers.interruption import RESUMING, interruption_explained
 from condense.workers.memory import keep_freed_memory
 from condense.workers.tracking import NullTracker, Tracker
-
-log = logging.getLogger(__name__)
 
 SAMPLES = 36  # pictures of what the flow has learned, at each evaluation
 SAMPLE_TEMPERATURE = 0.7  # of the base density: at 1, a flow this small draws mostly noise
@@ -58,17 +57,19 @@ class Fitted:
 
 @dataclass(frozen=True)
 class FitResult:
-    """path, digest and card of the stored flow."""
+    """path, digest and card of the stored flow; `repeated`: an earlier fit had made it."""
 
     path: Path
     digest: str
     card: dict[str, Any]
+    repeated: bool = False
 
 
 def fit(
     config: FlowFitConfig,
     *,
     resume: bool = False,
+    anew: bool = True,
     progress: Callable[[Progress], None] | None = None,
     tracker: Tracker | None = None,
 ) -> FitResult:
@@ -77,6 +78,7 @@ def fit(
     Args:
         config: the recipe; `workers` is not looked at.
         resume: go on from the checkpoint beside the output, if there is one; the result is that of an unbroken run.
+        anew: False returns the flow that is at the output, if the same recipe made it of the same data.
         progress: called after each step; what it raises ends the run.
         tracker: told of the curves and shown samples.
 
@@ -85,12 +87,14 @@ def fit(
         CondenseError: as `train`.
     """
     check_writable(config.output)
+    if not anew and (made := fitted_before(config, open_mixture(config), config.output)) is not None:
+        return FitResult(config.output, *made, repeated=True)
     keep_freed_memory()
     if not resume:
         config.checkpoint.unlink(missing_ok=True)
     checkpoints = LocalCheckpoints(config.checkpoint.parent, config.checkpoint.name)
-    tell = progress or (lambda at: None)
-    fitted = train(config, WorkerContext(Alone(), tracker or NullTracker(), checkpoints, tell, local_device()))
+    with interruption_explained(progress or (lambda at: None), checkpoints.latest_step, RESUMING) as tell:
+        fitted = train(config, WorkerContext(Alone(), tracker or NullTracker(), checkpoints, tell, local_device()))
     assert fitted is not None
     return store(fitted, config)
 
@@ -117,8 +121,8 @@ def train(config: FlowFitConfig, context: WorkerContext) -> Fitted | None:
     checkpoint = context.checkpoints.latest()
     if checkpoint is not None:
         restore_(state, checkpoint, identity)
-        log.info("%s: resumed at step %d", config.name, state.step)
-    first = context.collective.rank == 0
+        context.going_on("fitting", state.step, config.steps)
+    first = context.first
     clock.before = state.cpu_seconds, state.seconds
     tracked_every = max(1, config.steps // TRACKED_POINTS)
     while state.step < config.steps:
@@ -271,7 +275,7 @@ def _card(
         }
     return {
         "name": config.name,
-        "recipe": config.model_dump(mode="json", exclude={*PLACES, "source"}),
+        "recipe": recipe_of(config),
         "sources": mixture.digests,
         "train_images": train_images,
         "start": None if config.start_from is None else _start(config.start_from),

@@ -1,7 +1,9 @@
 """Builds the C kernels of this folder on first use, and calls them on as many threads as PyTorch has.
 
-They are built with the machine's own C compiler, for its own processor, into the user's cache folder. Without a
-compiler `available` is False, and callers take PyTorch's operations, which give the same within rounding.
+They are built with the machine's own C compiler, for its own processor, into the user's cache folder. The file ends
+with the SHA-256 of what is before it, which is compared before it is loaded: code that was cut short would end the
+process. Where they cannot be built, `available` is False, and callers take PyTorch's operations, which give the same
+within rounding.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -24,7 +25,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from condense.errors import CapacityError
+from condense.errors import CapacityError, OutputError
+from condense.files import check_folder_writable, scratch_folder, write_whole
 
 T = TypeVar("T")
 
@@ -37,36 +39,60 @@ SOURCES = [
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 MOST_CHANNELS = 1024  # as in norm_relu_pool.c: sums of one image's channels stand on the stack
 WORTH_A_THREAD = 1 << 17  # numbers of an activation; below, starting a thread costs more than it saves
+DIGEST_BYTES = hashlib.sha256().digest_size
+SLOWER = (
+    "PyTorch's operations are used, so a run on a CPU takes two to three times as long,"
+    " and its digest differs from that of a run with the kernels"
+)
 WITHOUT_SCRATCH = ("forward", "backward", "twice")  # the others may find no memory
 _SUFFIX = {torch.float32: "float", torch.bfloat16: "bfloat"}
 
 
 @functools.cache
 def load_library() -> ctypes.CDLL | None:
-    """Builds the kernels if they are not built, and returns them; None without a compiler that builds them."""
+    """Builds the kernels if they are not built whole, and returns them; None, with a warning, where that fails."""
     compiler = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
     if compiler is None or platform.system() != "Linux":
-        log.warning("no gcc or clang on Linux here: on a CPU, a run takes two to three times as long as with one")
+        log.warning("no gcc or clang on Linux here: %s", SLOWER)
         return None
     processor = Path("/proc/cpuinfo").read_text().partition("\n\n")[0] if Path("/proc/cpuinfo").exists() else ""
     flags = next((line for line in processor.splitlines() if line.startswith("flags")), platform.machine())
     sources = b"".join(source.read_bytes() for source in SOURCES)
     identity = hashlib.sha256(sources + " ".join((*FLAGS, compiler, flags)).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "condense"
-    path = folder / f"kernels-{identity}.so"
     try:
-        if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as beside:
-                fresh = Path(beside) / "kernels.so"
-                compiled = [str(source) for source in SOURCES if source.suffix == ".c"]
-                command = [compiler, *FLAGS, "-o", str(fresh), *compiled, "-lm"]
-                subprocess.run(command, check=True, capture_output=True, timeout=300)  # noqa: S603
-                fresh.replace(path)
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "condense"
+        path = folder / f"kernels-{identity}.so"
+        if not _is_whole(path):
+            check_folder_writable(folder)
+            code = _compile(compiler)
+            write_whole(path, code + hashlib.sha256(code).digest())
         return ctypes.CDLL(str(path))
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode(errors="replace").strip().splitlines()
+        log.warning("%s cannot build the kernels (%s): %s", compiler, said[0] if said else error, SLOWER)
+    except OutputError as error:
+        log.warning("%s; set XDG_CACHE_HOME to a folder of yours: %s", error.problem, SLOWER)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        log.info("without its own kernels, PyTorch's are used: %s", error)
-        return None
+        log.warning("the kernels cannot be built or loaded (%s): %s", error, SLOWER)
+    return None
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-DIGEST_BYTES]).digest() == content[-DIGEST_BYTES:]
+
+
+def _compile(compiler: str) -> bytes:
+    """Returns the shared library; raises OSError or SubprocessError."""
+    with scratch_folder() as beside:
+        made = beside / "kernels.so"
+        compiled = [str(source) for source in SOURCES if source.suffix == ".c"]
+        command = [compiler, *FLAGS, "-o", str(made), *compiled, "-lm"]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)  # noqa: S603
+        return made.read_bytes()
 
 
 def available(images: Tensor, precision: torch.dtype, channels: int) -> bool:

@@ -47,8 +47,10 @@ class Evaluation:
         return float(torch.tensor(self.accuracies, dtype=torch.float64).mean())
 
     @property
-    def std(self) -> float:
-        """Standard deviation over learners (population), percent."""
+    def std(self) -> float | None:
+        """Standard deviation over learners (population), percent; None of one learner, which has no spread."""
+        if len(self.accuracies) == 1:
+            return None
         return float(torch.tensor(self.accuracies, dtype=torch.float64).std(correction=0))
 
     def description(self) -> dict[str, Any]:

@@ -55,6 +55,8 @@ class EvaluationConfig(Settings):
     flip: bool = True
     """Whether augmentation may mirror images; false for digits and letters."""
     controls: bool = True
-    """Whether controls are tested at the end: random, k-means and JPEG real images."""
+    """Whether controls are tested at the end: random real images, those nearest to k-means centres, and the random ones
+    brought to the bits of the set, as JPEG and by blur.
+    """
     test: bool = True
     """Whether the test split is read at the end. A search leaves it unread, so that it chooses by validation alone."""

@@ -21,6 +21,7 @@ CONTROLS = {
     "random_real": "random real images",
     "kmeans_real": "real images chosen by k-means",
     "jpeg_real": "the random real images as JPEG",
+    "blurred_real": "the random real images, blurred",
 }
 MISSING = "-"
 NAMED_CLASSES = 50  # more class names than this do not fit into a sentence
@@ -73,10 +74,20 @@ def _summary(dataset: CondensedDataset) -> str:
     return text
 
 
+def strength(control: Mapping[str, Any]) -> str:
+    """Returns how strongly a control was degraded for its bits, in words; nothing of one that was not."""
+    words = {"quality": "quality {:.0f}", "sigma": "sigma {:.2f}"}
+    return next((words[key].format(control[key]) for key in words if key in control), "")
+
+
+def control_bits(control: Mapping[str, Any]) -> str:
+    """Returns a control's bits per dim; where they were to be the set's, and are not, it says so."""
+    missed = ", not reachable" if control.get("at_equal_bits") is False else ""
+    return _number(control.get("bits_per_dim"), 2) + missed
+
+
 def _title(key: str, control: Mapping[str, Any]) -> str:
-    """Names a control. JPEG has its quality: at the lowest, 1, it may still cost more bits than the set."""
-    quality = control.get("quality")
-    return CONTROLS[key] if quality is None else f"{CONTROLS[key]}, quality {quality}"
+    return ", ".join(part for part in (CONTROLS[key], strength(control)) if part)
 
 
 def _accuracy(dataset: CondensedDataset) -> str:
@@ -93,9 +104,14 @@ def _accuracy(dataset: CondensedDataset) -> str:
     rows += [(_cell(key), control) for key, control in controls.items() if key not in CONTROLS]
     table = _table(
         ("trained on", "test accuracy (%)", "bits per dim"),
-        ((title, _percent(row, unit=""), _number(row.get("bits_per_dim"), 2)) for title, row in rows),
+        ((title, _percent(row, unit=""), control_bits(row)) for title, row in rows),
     )
-    recipe = f"Mean ± standard deviation over {_count(evaluation.get('learners'), 'freshly initialised network')}"
+    learners = evaluation.get("learners")
+    recipe = (
+        "One freshly initialised network, so no spread is known"
+        if learners == 1
+        else f"Mean ± standard deviation over {_count(learners, 'freshly initialised network')}"
+    )
     network = evaluation.get("network")
     if isinstance(network, Mapping):
         network = ", ".join(f"{key} {value}" for key, value in network.items())
@@ -213,8 +229,13 @@ def _percent(accuracy: Mapping[str, Any], unit: str = " %") -> str:
     """Returns mean ± std, both percent."""
     if accuracy.get("accuracy_mean") is None:
         return MISSING
-    spread = accuracy.get("accuracy_std")
-    return f"{accuracy['accuracy_mean']:.1f}" + (f" ± {spread:.1f}" if spread is not None else "") + unit
+    deviation = None if accuracy.get("learners") == 1 else accuracy.get("accuracy_std")
+    return spread(accuracy["accuracy_mean"], deviation) + unit
+
+
+def spread(mean: float, deviation: float | None, *, places: int = 1) -> str:
+    """Returns mean ± standard deviation; the mean alone where one learner leaves nothing to spread."""
+    return f"{mean:.{places}f}" + ("" if deviation is None else f" ± {deviation:.{places}f}")
 
 
 def _number(value: float | None, places: int) -> str:

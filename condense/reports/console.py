@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import time
@@ -16,22 +17,53 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from condense.flow.bits import BitsReport
+from condense.reports.card import control_bits, spread, strength
 
 if TYPE_CHECKING:
     from condense.workers.estimate import Estimate
 
 LOG_WIDTH = 140  # of tables in a log, which has no width of its own
 
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else LOG_WIDTH)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# What paths and names hold in brackets or between colons is neither markup nor an emoji.
+_PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
+out = Console(width=None if sys.stdout.isatty() else LOG_WIDTH, **_PLAIN)
+err = Console(stderr=True, **_PLAIN)
 
 LOG_LINE_EVERY_S = 10.0  # in a job log, which is no terminal
 
 
 def show_config(title: str, values: Mapping[str, Any]) -> None:
     """The resolved settings as YAML."""
-    out.print(f"[bold]{title}[/bold]")
-    out.print(yaml.safe_dump(dict(values), sort_keys=False).rstrip(), style="dim", markup=False)
+    out.print(title, style="bold")
+    out.print(yaml.safe_dump(dict(values), sort_keys=False).rstrip(), style="dim")
+
+
+class _ShownOnce(logging.Handler):
+    """Prints each message once: in one process a source may be opened several times."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._shown: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message not in self._shown:
+            self._shown.add(message)
+            out.print(message, markup=False)
+
+
+@contextmanager
+def splits_shown() -> Iterator[None]:
+    """Shows which files each source that is opened in this process trains, chooses and tests on."""
+    told, handler = logging.getLogger("condense.data.sources"), _ShownOnce()
+    level = told.level
+    told.addHandler(handler)
+    told.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        told.removeHandler(handler)
+        told.setLevel(level)
 
 
 @contextmanager
@@ -48,7 +80,7 @@ def progress_shown() -> Iterator[Callable[[str, int, int, Mapping[str, float]], 
                 latest.clear()
             latest.update(values)
             if stage != last[0] or now - last[1] > LOG_LINE_EVERY_S or done == total:
-                out.print(f"{stage} {done}/{total} {_numbers(latest)}".rstrip(), markup=False)
+                out.print(f"{stage} {done}/{total} {_numbers(latest)}".rstrip())
                 last = (stage, now)
                 sys.stdout.flush()
 
@@ -96,15 +128,16 @@ def show_result(facts: Mapping[str, Any], class_count: int, images: int) -> None
     """The table at the end of a run."""
     bits, tested = facts["bits"], "evaluation" in facts
     evaluation = facts["evaluation"] if tested else facts["validation"]
-    how = f"test accuracy % ({evaluation['recipe']}, {evaluation['learners']} learners)" if tested else "validation %"
+    learners = "one learner" if evaluation.get("learners") == 1 else f"{evaluation.get('learners')} learners"
+    how = f"test accuracy % ({evaluation['recipe']}, {learners})" if tested else "validation %"
     table = Table(title=f"{images} images, {class_count} classes", title_justify="left")
     table.add_column("trained on")
     table.add_column(how, justify="right")
     table.add_column("bits per dim", justify="right")
     table.add_row("condensed set", _accuracy(evaluation), _optional(bits["per_dim_after"]), style="bold")
     for name, control in facts["controls"].items():
-        quality = f" (quality {control['quality']})" if "quality" in control else ""
-        table.add_row(name.replace("_", " ") + quality, _accuracy(control), _optional(control["bits_per_dim"]))
+        how = f" ({words})" if (words := strength(control)) else ""
+        table.add_row(name.replace("_", " ") + how, _accuracy(control), control_bits(control))
     out.print(table)
     labels = bits.get("labels_per_set")
     whole = f"{_optional(bits['per_set'], 0)} bits" + (f" (soft labels {labels:,})" if labels else "")
@@ -119,8 +152,8 @@ def show_result(facts: Mapping[str, Any], class_count: int, images: int) -> None
     out.print(f"{facts['seconds']:.0f} s, {steps}: {shares}")
 
 
-def _accuracy(found: Mapping[str, float]) -> str:
-    return f"{found['accuracy_mean']:.1f} ± {found['accuracy_std']:.1f}"
+def _accuracy(found: Mapping[str, Any]) -> str:
+    return spread(found["accuracy_mean"], found["accuracy_std"])
 
 
 def _optional(value: float | None, places: int = 2) -> str:
@@ -155,7 +188,7 @@ def show_bits(title: str, report: BitsReport, labels: torch.Tensor, names: Seque
     out.print(table)
     out.print("images by bits per dim")
     for line in histogram_lines(report.bits_per_dim):
-        out.print(line, markup=False)
+        out.print(line)
 
 
 def histogram_lines(values: torch.Tensor, bins: int = 12, width: int = 60) -> list[str]:
@@ -204,5 +237,5 @@ def show_rows(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ..
 
 def show_error(error: Exception) -> None:
     """One clear message on standard error."""
-    err.print("[bold red]error[/bold red] ", end="")
-    err.print(str(error), markup=False)
+    err.print("error ", style="bold red", end="")
+    err.print(str(error))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from condense.errors import DatasetError
 from condense.files import write_whole
 from condense.reports.card import BITS, PREVIEW, card
 from condense.reports.figures import bits_figure, preview
-from condense.synthetic.dataset import PARQUET, CondensedDataset, write_dataset
+from condense.synthetic.dataset import PARQUET, CondensedDataset, read_dataset, write_dataset
 
 CARD = "README.md"
 
@@ -37,3 +38,21 @@ def write_folder(folder: str | Path, dataset: CondensedDataset, *, name: str | N
         write_whole(folder / BITS, bits_figure(dataset))
     write_whole(folder / CARD, card(dataset, name or folder.resolve().name).encode())
     return folder
+
+
+def completed(folder: Path, dataset: CondensedDataset, *, name: str) -> Path:
+    """Writes the folder of a dataset only where it is not there or not whole; returns the folder.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    try:
+        facts = read_dataset(folder / PARQUET).provenance
+    except DatasetError:
+        return write_folder(folder, dataset, name=name)
+    same = (facts["content_digest"], facts.get("identity")) == (
+        dataset.provenance["content_digest"],
+        dataset.provenance.get("identity"),
+    )
+    whole = same and (folder / CARD).is_file() and (folder / PREVIEW).is_file()
+    return folder if whole else write_folder(folder, dataset, name=name)

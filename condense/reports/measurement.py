@@ -22,7 +22,8 @@ from condense.data.config import DataConfig
 from condense.data.decoding import Frame, encode_png, framed_shape, stack
 from condense.data.forms import SOURCES
 from condense.data.readers import torchvision_name
-from condense.data.sources import LabelledImages, Split, open_source
+from condense.data.sources import LabelledImages, open_source
+from condense.data.split_names import Split
 from condense.errors import ConfigError, FlowError
 from condense.files import check_folder_writable, write_whole
 from condense.flow.bits import BitsReport, Density, measure

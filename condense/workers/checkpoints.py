@@ -94,6 +94,11 @@ class LocalCheckpoints:
         """Returns the stored checkpoint, if there is one."""
         return read(self.path) if self.path.exists() else None
 
+    def latest_step(self) -> int:
+        """Returns the step of the stored checkpoint; 0 without one."""
+        stored = self.latest()
+        return 0 if stored is None else stored.step
+
 
 def write(checkpoint: Checkpoint, path: Path) -> None:
     """Writes a checkpoint to `path`, whole or not at all.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from condense.workers.checkpoints import Checkpoints
 from condense.workers.collective import Collective
 from condense.workers.tracking import Tracker
+
+Counts = Literal["steps", "sets"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Progress:
         values: the latest numbers, by name.
         milestone: whether it must arrive, such as an evaluation that a search decides by; of the others some may be
             left out.
+        counts: what `done` and `total` count: the job's "steps", or "sets" that are tested after them.
+        message: a sentence for the person, beside the numbers; empty mostly.
     """
 
     stage: str
@@ -30,6 +35,8 @@ class Progress:
     total: int
     values: dict[str, float]
     milestone: bool = False
+    counts: Counts = "steps"
+    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,22 @@ class WorkerContext:
         """Whether this is the first worker, which alone reports, logs and writes."""
         return self.collective.rank == 0
 
-    def report(self, stage: str, done: int, total: int, values: dict[str, float], *, milestone: bool = False) -> None:
+    def report(
+        self,
+        stage: str,
+        done: int,
+        total: int,
+        values: dict[str, float],
+        *,
+        milestone: bool = False,
+        counts: Counts = "steps",
+    ) -> None:
         """Reports progress, as `Progress` has it; on all workers but the first this does nothing."""
         if self.first:
-            self.progress(Progress(stage, done, total, values, milestone))
+            self.progress(Progress(stage, done, total, values, milestone, counts))
+
+    def going_on(self, stage: str, done: int, total: int) -> None:
+        """Says that the job goes on from a checkpoint, as `report` does."""
+        if self.first:
+            message = f"going on at step {done} of {total}"
+            self.progress(Progress(stage, done, total, {}, milestone=True, message=message))

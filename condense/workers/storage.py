@@ -190,6 +190,10 @@ class StoredCheckpoints:
             if name.startswith("step-") and (number := name[len("step-") :].removesuffix(SUFFIX)).isdecimal()
         ]
 
+    def latest_step(self) -> int:
+        """Returns the step of the latest checkpoint, without reading it; 0 without one."""
+        return max(self.steps(), default=0)
+
     def forget(self) -> None:
         """Removes them all."""
         self.storage.clear()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -86,6 +89,35 @@ def test_the_same_run_twice_has_the_same_content(tiny: Outcome, home: Path, cond
     written = [read_dataset(home / tiny.dataset), read_dataset(tmp_path / again.dataset)]
     first, second = (dataset.provenance["content_digest"] for dataset in written)
     assert first == second
+
+
+def test_a_run_without_a_c_compiler_works_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    program = "from condense.cli.app import main; main()"
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "run", QUICKSTART, *TINY],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": str(tmp_path / "bin"), "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "no gcc or clang" in ended.stderr
+    (file,) = (tmp_path / "condensed").rglob("data.parquet")
+    assert len(read_dataset(file).images) == 10
+
+
+@pytest.mark.mlflow
+def test_a_printed_command_works_as_it_is_printed_where_paths_hold_spaces(condense: Command) -> None:
+    store = "tracking_uri=sqlite:///a store/mlflow.db"
+    made = condense("run", QUICKSTART, *TINY[:1], *TINY[2:], "output=my sets", store)
+    printed = dict(line.split(maxsplit=1) for line in made.out.splitlines() if " condense " in line)
+    for name, told in (("again", "test accuracy"), ("download", "digits-ipc1-1")):
+        program, *arguments = shlex.split(printed[name])
+        assert program == "condense"
+        outcome = condense(*arguments)
+        assert outcome.code == 0, outcome.err
+        assert told in outcome.out
 
 
 def test_evaluating_a_file_reproduces_its_accuracy_exactly(tiny: Outcome, home: Path, condense: Command) -> None:
@@ -217,9 +249,10 @@ def test_a_condensed_file_that_is_none(condense: Command, tmp_path: Path) -> Non
     refused(condense("evaluate", "absent.parquet"), "absent.parquet")
 
 
-def test_debug_shows_where_an_error_came_from(condense: Command) -> None:
+@pytest.mark.parametrize("line", ["--debug run absent.yaml", "run --debug absent.yaml", "run absent.yaml --debug"])
+def test_debug_anywhere_shows_where_an_error_came_from(condense: Command, line: str) -> None:
     with pytest.raises(ConfigError):
-        condense("--debug", "run", "absent.yaml")
+        condense(*line.split())
 
 
 def test_an_error_of_the_installed_command_is_one_message_and_exit_code_two(tmp_path: Path) -> None:
@@ -233,3 +266,24 @@ def test_an_error_of_the_installed_command_is_one_message_and_exit_code_two(tmp_
 @pytest.mark.parametrize("words", [("evaluate",), ("bits",), ("datasets", "show"), ("datasets", "download")])
 def test_help_shows_how_a_registered_dataset_is_named(condense: Command, words: tuple[str, ...]) -> None:
     assert "NAME[@alias|/version]" in "".join(condense(*words, "--help").out.split())
+
+
+@pytest.mark.parametrize("path", sorted(commands()), ids=" ".join)
+def test_help_shows_every_character_of_its_texts(path: tuple[str, ...], condense: Command) -> None:
+    def plain(text: str | None) -> str:
+        return re.sub(r"[\s│]", "", (text or "").replace("\\[", "["))
+
+    command: Any = typer.main.get_command(cli.app)
+    for word in path:
+        command = command.commands[word]
+    shown = plain(condense(*path, "--help").out)
+    texts = [command.help, *(parameter.help for parameter in command.params if parameter.name != "help")]
+    texts += [parameter.metavar for parameter in command.params]
+    assert [text for text in texts if plain(text) not in shown] == []
+
+
+def test_a_name_with_brackets_and_colons_is_shown_as_it_is(condense: Command, tmp_path: Path) -> None:
+    made = condense("run", QUICKSTART, *TINY, "output=x[bold]:cat:y")
+    assert made.out.splitlines()[-2].startswith("dataset  x[bold]:cat:y/digits-ipc1-")
+    assert (tmp_path / made.dataset).is_file()
+    refused(condense("run", "[red]none.yaml"), "[red]none.yaml")

@@ -12,7 +12,7 @@ import cluster.run
 import cluster.tracking
 from cluster.image_log import image_steps
 from cluster.registry import show
-from cluster.tracking_store import connect
+from cluster.tracking_store import check_tracking, connect
 from condense.condensation.config import RunConfig
 from condense.settings import resolve
 from condense.workers.context import Progress
@@ -141,3 +141,15 @@ def test_a_server_that_goes_away_between_registration_and_the_end_leaves_one_com
         assert (version.run_id, version.version) == (finished.run_id, 1)
         assert connect(proxy.url).get_run(finished.run_id).info.status == "FINISHED"
     assert not list(tmp_path.rglob("*.spool.jsonl"))
+
+
+def test_one_connection_that_fails_is_no_absent_server(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[bool]()
+
+    def shut_the_first(request: object, address: object) -> bool:
+        asked.append(len(asked) > 0)
+        return asked[-1]
+
+    monkeypatch.setattr(proxy, "verify_request", shut_the_first)
+    check_tracking(proxy.url)
+    assert asked[:2] == [False, True]

@@ -97,8 +97,9 @@ def test_a_job_that_was_stopped_and_then_lost_its_node_ends_as_an_undisturbed_ru
     assert jobs.stop_job("first")
     until(lambda: jobs.get_job_status("first").is_terminal())
     assert jobs.get_job_status("first") == "STOPPED"
-    assert "condensing" in cluster.ray("job", "logs", "--address", cluster.address, "first").stdout
     reached = steps()[-1]
+    stopped = cluster.ray("job", "logs", "--address", cluster.address, "first").stdout
+    assert f"of {STEPS}; the same command goes on" in stopped.splitlines()[-1], stopped
     assert reached < STEPS
     assert not list(tmp_path.glob("condensed/*/data.parquet"))
 
@@ -115,6 +116,7 @@ def test_a_job_that_was_stopped_and_then_lost_its_node_ends_as_an_undisturbed_ru
     cluster.join()
     log, _ = second.communicate(timeout=START_S)
     assert second.returncode == 0, log
+    assert f"going on at step {reached} of {STEPS}\n" in log
     assert f"condensing 1/{STEPS}" not in log
     assert f"condensing {STEPS}/{STEPS}" in log
     assert "condensed set" in log

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import uuid
@@ -23,10 +24,15 @@ from cluster.registry import (
     show,
     update_best,
 )
+from cluster.run import run
 from cluster.tracking_store import SQLITE, connect
-from condense.errors import DatasetError, OutputError
+from cluster.versions import FLOW, check_free
+from condense.condensation.config import RunConfig
+from condense.errors import DatasetError, FlowError, OutputError
+from condense.settings import resolve
 from tests.builders.mlflow_runs import new_run
 from tests.builders.registered import contents, make_folder
+from tests.builders.runs import TINY
 
 pytestmark = pytest.mark.mlflow
 
@@ -190,6 +196,64 @@ def test_damaged_artifacts_are_named_and_nothing_is_left(
     with pytest.raises(DatasetError, match=r"missing or damaged: data\.parquet"):
         download(tracking_uri, name, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def lose(uri: str, version: DatasetVersion, how: str) -> None:
+    """Takes a version's files away, or its run with them; MLflow keeps the version."""
+    if how == "folder removed":
+        shutil.rmtree(Path(uri.removeprefix(SQLITE)).parent / "mlartifacts" / version.run_id / "artifacts" / "dataset")
+        return
+    connect(uri).delete_run(version.run_id)
+    gc = ["gc", "--backend-store-uri", uri, "--tracking-uri", uri, "--run-ids", version.run_id]
+    subprocess.run([sys.executable, "-m", "mlflow", *gc], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("how", ["folder removed", "run deleted and collected"])
+def test_a_version_whose_files_are_gone_is_no_version_and_its_content_is_registered_anew(
+    tracking_uri: str, name: str, tmp_path: Path, how: str
+) -> None:
+    folder, tags = make_folder(tmp_path / "made"), {"content_digest": "d1", "validation_accuracy": "90"}
+    other = add(tracking_uri, name, tmp_path, validation_accuracy="80")
+    lost = register(tracking_uri, new_run(tracking_uri), name, folder, tags)
+    assert update_best(tracking_uri, name) == show(tracking_uri, lost.reference)
+    lose(tracking_uri, lost, how)
+    with pytest.raises(DatasetError, match=r"missing or damaged: .*data\.parquet"):
+        download(tracking_uri, lost.reference, tmp_path / "none")
+    best = update_best(tracking_uri, name)
+    assert best is not None
+    assert best.reference == other.reference
+    again = register(tracking_uri, new_run(tracking_uri), name, folder, tags)
+    assert again.version == 3
+    assert contents(download(tracking_uri, f"{name}/3", tmp_path / "out")) == contents(folder)
+    assert register(tracking_uri, new_run(tracking_uri), name, folder, tags).version == 3
+
+
+def test_a_run_that_goes_on_uploads_again_what_its_version_has_lost(
+    tracking_uri: str, name: str, tmp_path: Path
+) -> None:
+    folder, tags, run_id = make_folder(tmp_path / "made"), {"content_digest": "d1"}, new_run(tracking_uri)
+    made = register(tracking_uri, run_id, name, folder, tags)
+    lose(tracking_uri, made, "folder removed")
+    (folder / "README.md").write_text("# Another card\n")
+    assert register(tracking_uri, run_id, name, folder, tags).version == 1
+    assert contents(download(tracking_uri, name, tmp_path / "out")) == contents(folder)
+
+
+def test_whether_a_name_is_free_is_known_before_anything_is_registered(tracking_uri: str, name: str) -> None:
+    check_free(tracking_uri, name)
+    connect(tracking_uri).create_registered_model(name)
+    with pytest.raises(DatasetError, match="is a registered model, not a dataset"):
+        check_free(tracking_uri, name)
+    with pytest.raises(FlowError, match="is a registered model, not a flow"):
+        check_free(tracking_uri, name, FLOW)
+
+
+def test_a_run_whose_name_is_a_models_is_refused_before_any_work(tracking_uri: str, name: str, tmp_path: Path) -> None:
+    connect(tracking_uri).create_registered_model(name)
+    places = [f"output={tmp_path}/condensed", f"storage={tmp_path}/runs", f"tracking_uri={tracking_uri}"]
+    with pytest.raises(DatasetError, match=f"'{name}' is a registered model, not a dataset"):
+        run(resolve(RunConfig, None, [*TINY, *places, "workers=0", f"name={name}"]), lambda at: pytest.fail("it works"))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_compare_link_names_the_runs_and_their_experiments(tracking_uri: str) -> None:

@@ -10,8 +10,10 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import uuid
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from cluster.tracking import MLflowTracker, check_tracking, log_source, open_run
 from cluster.tracking_store import SQLITE, connect, patience, store_uri
 from condense.errors import TrackingError
 from condense.workers.tracking import Tracker
+from tests.builders.failing import until
 from tests.builders.mlflow_runs import history, new_run
 from tests.builders.tracking import TrackerContract, picture
 
@@ -247,12 +250,70 @@ def test_a_uri_that_is_no_store_is_refused_by_name(uri: str) -> None:
         check_tracking(uri)
 
 
-def test_a_server_that_does_not_answer_is_named_at_once() -> None:
+def test_a_server_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.tracking_store.CHECK_S", 0.5)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(TrackingError, match=uri):
             check_tracking(uri)
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_a_server_that_answers_with_a_page_is_asked_for_its_prefix(status: int) -> None:
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b"<!doctype html>\n<html><body>Welcome</body></html>")
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(TrackingError) as caught:
+            check_tracking(f"http://127.0.0.1:{server.server_address[1]}")
+        server.shutdown()
+    assert "a web page answers, not MLflow's API" in caught.value.problem
+    assert "<" not in str(caught.value).replace("->", "")
+    assert "http://HOST:PORT/PREFIX" in caught.value.remedy
+
+
+FIRST_RUN = """
+import sys, time
+from pathlib import Path
+import mlflow.store.tracking.sqlalchemy_store
+from cluster.tracking_store import check_tracking
+_, uri, ready, go = sys.argv
+Path(ready).touch()
+while not Path(go).exists():
+    time.sleep(0.001)
+check_tracking(uri)
+"""
+
+
+def test_first_runs_at_the_same_moment_share_a_new_store(tmp_path: Path) -> None:
+    uri, go, ready = f"{SQLITE}{tmp_path}/mlflow.db", tmp_path / "go", [tmp_path / f"ready{k}" for k in range(2)]
+    runs = [
+        subprocess.Popen([sys.executable, "-c", FIRST_RUN, uri, str(mine), str(go)], stderr=subprocess.PIPE, text=True)
+        for mine in ready
+    ]
+    until(lambda: all(mine.exists() for mine in ready) or any(run.poll() is not None for run in runs))
+    go.touch()
+    ended = [(run.communicate()[1], run.returncode) for run in runs]
+    assert [code for _, code in ended] == [0, 0], ended
+    check_tracking(uri)
+
+
+def test_a_user_without_an_entry_opens_a_run_as_a_number(tracking_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    run = connect(tracking_uri).get_run(new_run(tracking_uri))
+    assert run.data.tags["mlflow.user"] == "uid 54321"
 
 
 def test_a_password_in_a_uri_is_not_repeated_in_the_error() -> None:

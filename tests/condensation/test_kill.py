@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 
 from tests.conftest import QUICKSTART, TINY
 
+STEPS = 150
+
 
 def command(folder: Path) -> list[str]:
-    settings = (*TINY, "network.name=mlp", "outer_steps=40", "evaluation.every=40", "checkpoint_every=1")
+    settings = (*TINY, "network.name=mlp", f"outer_steps={STEPS}", f"evaluation.every={STEPS}", "checkpoint_every=1")
     return [sys.executable, "-c", "from condense.cli.app import main; main()", "run", str(QUICKSTART), *settings]
 
 
@@ -26,19 +28,35 @@ def digest(folder: Path) -> str:
     return found
 
 
-def test_a_run_killed_at_a_random_step_and_started_again_gives_the_same_digest(tmp_path: Path) -> None:
+def latest(folder: Path) -> int:
+    """The step of the latest checkpoint; 0 without one."""
+    return max((int(file.stem.removeprefix("step-")) for file in folder.glob("runs/*/step-*.safetensors")), default=0)
+
+
+def kill(folder: Path) -> str:
+    """Starts the run, kills it some time after its next checkpoint, and returns what it said."""
+    reached = latest(folder)
+    process = subprocess.Popen(command(folder), cwd=folder, stdout=subprocess.PIPE, text=True)
+    while latest(folder) == reached:
+        assert process.poll() is None
+        time.sleep(0.02)
+    time.sleep(random.uniform(0, 0.2))
+    os.kill(process.pid, signal.SIGKILL)
+    said, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    return said
+
+
+def test_a_run_killed_twice_at_random_steps_and_started_again_gives_the_same_digest(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
     subprocess.run(command(whole), cwd=whole, check=True, capture_output=True)
-    process = subprocess.Popen(command(killed), cwd=killed, stdout=subprocess.DEVNULL)
-    while not list(killed.glob("runs/*/step-*.safetensors")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    time.sleep(random.uniform(0, 0.5))
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    kill(killed)
+    reached = latest(killed)
+    assert f"going on at step {reached} of {STEPS}" in kill(killed)
     assert not list((killed / "condensed").glob("*/data.parquet")), "killed too late: the run was over"
+    reached = latest(killed)
     again = subprocess.run(command(killed), cwd=killed, check=True, capture_output=True, text=True)
     assert digest(killed) == digest(whole)
-    assert "condensing 1/40" not in again.stdout, "the second run started anew"
+    assert f"going on at step {reached} of {STEPS}" in again.stdout

@@ -191,13 +191,33 @@ class TestParquetFolder(SourceContract):
             labels = [row % 3 for row in range(12)]
             write_hub(folder / f"train-{shard:05d}-of-00003.parquet", rows(12, 1, start=12 * shard), labels, "abc")
         write_hub(folder / "test-00000-of-00001.parquet", rows(6, 1, start=90), [0, 1, 2] * 2, "abc")
-        write_hub(folder / "validation-00000-of-00001.parquet", [b"never read"], [0], "abc")
         return f"parquet:file://{tmp_path / 'pets'}", DataConfig(image_size=10)
 
-    def test_shards_are_read_in_name_order_and_other_splits_left_alone(self, source: DataSource) -> None:
+    def test_shards_are_read_in_name_order(self, source: DataSource) -> None:
         assert sum(len(source.load(split).labels) for split in ("train", "validation")) == 36
         assert len(source.load("test").labels) == 6
         assert source.shape == (1, 10, 10)
+
+
+class TestStoredValidation(SourceContract):
+    @pytest.fixture
+    def opened(self, tmp_path: Path) -> tuple[str, DataConfig]:
+        write_hub(tmp_path / "pets" / "train.parquet", rows(12), [0, 1] * 6)
+        write_hub(tmp_path / "pets" / "val.parquet", rows(4, start=50), [1, 0] * 2)
+        return f"parquet:{tmp_path / 'pets'}", NATIVE
+
+    def test_it_is_the_validation_split_and_train_is_whole(self, source: DataSource) -> None:
+        expected = np.stack([picture(50 + row) for row in range(4)]).transpose(0, 3, 1, 2)
+        assert np.array_equal(source.load("validation").images.numpy(), expected)
+        assert source.load("validation").labels.tolist() == [1, 0, 1, 0]
+        assert [source.count(split) for split in SPLITS] == [10, 4, 2]  # test is carved
+        assert source.description()["validation"].endswith("val.parquet")
+
+    def test_another_seed_draws_another_validation_split_and_the_same_test(
+        self, source: DataSource, opened: tuple[str, DataConfig]
+    ) -> None:
+        other = open_source(*opened, seed=1)
+        assert all(torch.equal(source.load(split).images, other.load(split).images) for split in SPLITS)
 
 
 class TestPlainParquet(SourceContract):
@@ -428,9 +448,9 @@ def test_a_test_source_may_be_given(tmp_path: Path, form: str) -> None:
 
 def test_a_test_source_of_other_classes_is_refused(tmp_path: Path) -> None:
     train = write_hub(tmp_path / "train.parquet", rows(20), [row % 2 for row in range(20)], "ab")
-    other = write_hub(tmp_path / "other.parquet", rows(2), [0, 1], "ba")
+    other = write_hub(tmp_path / "other.parquet", rows(2), [0, 1], "bc")
     said = problem(f"parquet:{train}", DataConfig(test_source=f"parquet:{other}"))
-    assert "['b', 'a'] are not those of train, ['a', 'b']" in said
+    assert "['b', 'c'] are not those of train, ['a', 'b']" in said
     pictures = write_folder(tmp_path / "pictures", {"c": 1})
     assert "'c' is not a class" in problem(f"parquet:{train}", DataConfig(test_source=f"folder:{pictures}"))
     assert "digits" in problem(f"parquet:{train}", DataConfig(test_source="digits"))
@@ -534,7 +554,7 @@ def test_a_file_without_images_lists_its_columns(tmp_path: Path) -> None:
     ("labels", "expected"),
     [
         ([0, 1, 5] * 4, "row 2: label 5 is out of range, expected 0 to 1"),
-        ([0, -1, 1] * 4, "row 1: label -1 is out of range"),
+        ([0, -1, 1] * 4, "row 1: label -1 is below 0, which marks a row without a label; 4 rows"),
         ([0, 1, None] * 4, "row 2: the label is null"),
     ],
 )
@@ -543,10 +563,13 @@ def test_a_bad_label_names_its_row(tmp_path: Path, labels: list[int | None], exp
     assert f"pets.parquet, {expected}" in problem(f"parquet:{path}")
 
 
-@pytest.mark.parametrize("labels", [[0, 1, 5] * 4, [0, 1, -2] * 4, [0, 1, 10**12] * 4])
-def test_undeclared_labels_must_count_from_zero_without_a_gap(tmp_path: Path, labels: list[int]) -> None:
-    path = write_hub(tmp_path / "pets.parquet", rows(12), labels, None)
-    assert "out of range: no row has label" in problem(f"parquet:{path}")
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [(5, "label 5, but no row has label 2"), (10**12, f"label {10**12}, but no row"), (-2, "label -2 is below 0")],
+)
+def test_undeclared_labels_must_count_from_zero_without_a_gap(tmp_path: Path, label: int, said: str) -> None:
+    path = write_hub(tmp_path / "pets.parquet", rows(12), [0, 1, label] * 4, None)
+    assert f"pets.parquet, row 2: {said}" in problem(f"parquet:{path}")
 
 
 def test_a_null_image_names_its_row(tmp_path: Path) -> None:

@@ -1,7 +1,13 @@
 """The compiled block and the closed-form gradients against PyTorch's layers and automatic differentiation."""
 
 import copy
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -240,15 +246,87 @@ def test_gradients_that_the_kernels_do_not_have_are_refused() -> None:
 
 
 @pytest.fixture
-def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache folder without kernels; what this process has loaded is asked for anew."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kernels.load_library.cache_clear()
+    yield tmp_path / "cache"
+    kernels.load_library.cache_clear()
+
+
+def put_compiler(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts a C compiler that does as the script says before all others."""
+    folder.mkdir()
+    (folder / "cc").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "cc").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
+LOAD = "from condense.kernels.compiled import load_library; raise SystemExit(load_library() is None)"
+
+
+@needs_compiler
+@pytest.mark.parametrize("damage", ["cut short", "empty", "one byte changed"])
+def test_a_damaged_library_in_the_cache_is_built_again_and_not_loaded(
+    cache: Path, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    put_compiler(tmp_path / "bin", f'exec {compiler} -O0 "$@" -O0', monkeypatch)  # seconds less
+    assert kernels.load_library() is not None
+    (library,) = cache.rglob("*.so")
+    whole = library.read_bytes()
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+    library.unlink()  # this process has it mapped
+    library.write_bytes(
+        {"cut short": whole[: len(whole) // 3], "empty": b"", "one byte changed": bytes(changed)}[damage]
+    )
+    ended = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True)
+    assert ended.returncode == 0, (ended.returncode, ended.stderr)
+    assert hashlib.sha256(library.read_bytes()[:-32]).digest() == library.read_bytes()[-32:]
+    assert list(cache.rglob("*.*")) == [library]
+
+
+def test_a_compiler_that_fails_is_one_warning_and_leaves_nothing(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_compiler(tmp_path / "bin", "echo 'cc: out of order' >&2; exit 1", monkeypatch)
+    for _ in range(2):
+        assert not kernels.available(torch.empty(0), torch.float32, 1)
+    (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert "cc: out of order" in warning.message
+    assert "two to three times as long" in warning.message
+    assert "digest differs" in warning.message
+    assert not [file for file in cache.rglob("*") if file.is_file()]
+
+
+def test_a_cache_that_cannot_be_written_is_one_warning_before_anything_is_compiled(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_compiler(tmp_path / "bin", f"touch {tmp_path}/compiled; exit 1", monkeypatch)
+    cache.write_text("no folder")
+    assert kernels.load_library() is None
+    (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert str(cache) in warning.message
+    assert "set XDG_CACHE_HOME" in warning.message
+    assert "digest differs" in warning.message
+    assert not (tmp_path / "compiled").exists()
+
+
+def test_a_user_without_a_home_is_one_warning(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 54321)  # in a container: no entry among the users
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/cc")
+    assert kernels.load_library() is None
+    (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert "home directory" in warning.message
+
+
+def test_without_a_compiler_pytorchs_layers_are_used(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    kernels.load_library.cache_clear()
-    yield
-    kernels.load_library.cache_clear()
-
-
-@pytest.mark.usefixtures("_no_compiler")
-def test_without_a_compiler_pytorchs_layers_are_used() -> None:
     assert not kernels.available(torch.empty(0), torch.float32, 1)
     images, classes = drawn(3, 7, 2, 12, 12), torch.tensor([2, 0, 3])
     found = real_gradients(trained_network(), images, classes, torch.float32).tensors

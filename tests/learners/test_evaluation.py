@@ -1,7 +1,8 @@
 """Recipes, stacked learners, augmentation, controls."""
 
+import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from condense.learners import evaluation
 from condense.learners.augment import STRATEGIES, Draw, augment, crop_scale_rotate, draw_transform
 from condense.learners.networks import MLP, ConvNet, NetworkConfig, build_network, initialise_
 from condense.learners.recipes import RECIPES, Recipe
+from condense.reports.card import spread
 from condense.synthetic import controls
 from condense.workers.collective import Alone
 from condense.workers.devices import local_device
@@ -171,14 +173,45 @@ def test_real_controls_take_distinct_real_images_and_do_not_depend_on_the_slice(
     assert torch.equal(choose(real[1:2], range(1, 2), 4, seed=1)[0], chosen[1])
 
 
-def test_jpeg_at_bits_takes_the_highest_quality_within_the_target() -> None:
+def deviation(images: Tensor) -> float:
+    """In place of bits: it grows with JPEG's quality and falls with blur."""
+    return float(images.float().std())
+
+
+@pytest.mark.parametrize(
+    ("at_bits", "degrade", "between"),
+    [
+        (controls.jpeg_at_bits, controls.jpeg, 30),
+        (controls.blur_at_bits, controls.blur, 0.9),
+    ],
+)
+def test_a_control_at_equal_bits_reaches_them_or_says_that_it_does_not(
+    at_bits: Any, degrade: Any, between: Any
+) -> None:
     images = torch.stack(real_classes())[:, :2]
+    target = deviation(degrade(images, between))
+    found = at_bits(images, target, deviation)
+    assert found.reached
+    assert deviation(found.images) == pytest.approx(target, rel=0.02)
+    assert found.bits_per_dim == pytest.approx(deviation(found.images))
+    missed = at_bits(images, 0.5 * min(deviation(degrade(images, end)) for end in (1, 3)), deviation)
+    assert not missed.reached
+    assert missed.bits_per_dim == deviation(missed.images)
 
-    def deviation(compressed: Tensor) -> float:
-        return float(compressed.float().std())
 
-    target = deviation(controls.jpeg(images, 30))
-    compressed, quality = controls.jpeg_at_bits(images, target, deviation)
-    assert deviation(compressed) <= target
-    assert quality >= 30
-    assert controls.jpeg_at_bits(images, -1.0, deviation)[1] == 1
+def test_a_blur_of_a_point_is_the_gaussian_and_keeps_flat_images() -> None:
+    point = torch.zeros(1, 1, 21, 21, dtype=torch.uint8)
+    point[..., 10, 10] = 255
+    blurred = controls.blur(point, 1.0)[0, 0].float()
+    assert blurred[10, 10] == pytest.approx(255 / (2 * math.pi), abs=1)
+    assert blurred[10, 11] == pytest.approx(255 / (2 * math.pi) * math.exp(-0.5), abs=1)
+    flat = torch.full((2, 3, 3, 32, 32), 77, dtype=torch.uint8)
+    assert torch.equal(controls.blur(flat, 2.5), flat)
+
+
+def test_one_learner_has_no_spread() -> None:
+    one = evaluation.Evaluation((71.0,), QUICK, NetworkConfig(), 0)
+    assert one.std is None
+    assert one.description()["accuracy_std"] is None
+    assert spread(one.mean, one.std) == "71.0"
+    assert spread(71.0, 1.25) == "71.0 ± 1.2"

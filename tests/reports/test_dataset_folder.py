@@ -45,6 +45,13 @@ def provenance() -> dict[str, Any]:
         "controls": {
             "random_real": {"accuracy_mean": 50.0, "accuracy_std": 2.0, "bits_per_dim": 3.5},
             "jpeg_real": {"accuracy_mean": 41.0, "accuracy_std": 1.0, "bits_per_dim": 1.5, "quality": 7},
+            "blurred_real": {
+                "accuracy_mean": 40.0,
+                "accuracy_std": None,
+                "bits_per_dim": 2.5,
+                "sigma": 3.0,
+                "at_equal_bits": False,
+            },
         },
         "bits": {"per_dim_before": 3.5, "per_dim_after": 1.5, "per_set": 576.0, "png_bytes": 12345},
         "outer_steps": 100,
@@ -97,6 +104,7 @@ def test_the_card_states_accuracy_with_spread_recipe_learners_and_controls() -> 
     assert "| **this dataset** | 71.3 ± 0.8 | 1.50 |" in text
     assert "| random real images | 50.0 ± 2.0 | 3.50 |" in text
     assert "| the random real images as JPEG, quality 7 | 41.0 ± 1.0 | 1.50 |" in text
+    assert "| the random real images, blurred, sigma 3.00 | 40.0 | 2.50, not reachable |" in text
     assert "k-means" not in text
     assert "5 freshly initialised networks (name convnet, width 128), recipe `dc`" in text
     assert "Accuracy on the validation split: 70.0 %." in text

@@ -146,7 +146,7 @@ def test_hugging_face_datasets_shows_pictures_and_class_names(
 @pytest.fixture
 def cluster() -> Iterator[Any]:
     ray = pytest.importorskip("ray")
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     yield ray
     ray.shutdown()
 

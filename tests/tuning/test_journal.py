@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from condense.errors import ConfigError
+from tests.conftest import Command
 from tuning import report
 from tuning.importance import importance
-from tuning.journal import EVENTS, Journal, Start, Trial, open_journal
+from tuning.journal import EVENTS, Journal, Start, Trial, open_journal, trials_over
 from tuning.score import Point
-from tuning.space import EarlyStopping, SearchConfig
+from tuning.space import EarlyStopping, SearchConfig, resolve_search
 from tuning.stopping import dominated_by
 
 SPACE = {"bits_weight": {"log_uniform": [1, 100]}, "images_per_class": {"choice": [1, 2]}}
@@ -247,3 +248,24 @@ def test_the_files_of_a_search_show_every_trial_and_need_no_network(tmp_path: Pa
     data = json.loads(page.split("const data = ")[1].split(";\n")[0])
     assert [point["pareto"] for point in data["points"]] == [True, True, False]
     assert math.isclose(data["points"][1]["kilobits"], 40)
+
+
+def test_a_search_whose_trials_are_over_is_not_begun_again(condense: Command, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(
+        f"{{name: tiny, base: {{source: digits}}, space: {json.dumps(SPACE)}, trials: 2}}"
+    )
+    of = resolve_search(tmp_path / "tiny.yaml", [f"storage={tmp_path}/searches"])
+    words = ("tune", "tiny.yaml", f"storage={tmp_path}/searches")
+    assert trials_over(of) is None
+    with open_journal(of, resume=False) as journal:
+        finish(journal, 5.0, 1, 70.0, 1e4)
+        unfinished = journal.suggested({"bits_weight": 2.0, "images_per_class": 2}, "b")
+        assert trials_over(of) == 1
+        journal.failed(unfinished.number, "no such luck")
+    before = (of.folder / EVENTS).read_bytes()
+    found = condense(*words)
+    assert found.code == 0, found.err
+    assert found.out.splitlines()[-1].startswith("already made: search tiny, 2 of 2 trials over, nothing to do")
+    assert (of.folder / EVENTS).read_bytes() == before
+    assert trials_over(of.model_copy(update={"trials": 3})) == 2
+    assert trials_over(of.model_copy(update={"seed": 1})) is None

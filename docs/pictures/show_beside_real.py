@@ -1,6 +1,6 @@
 """Draws a condensed set beside real images of the same classes: the picture of the README.
 
-    python examples/show_beside_real.py condensed/NAME/data.parquet picture.png [SOURCE]
+    python docs/pictures/show_beside_real.py condensed/NAME/data.parquet picture.png [SOURCE]
 
 The upper rows are random real images, one column for each class; the lower rows are the set. SOURCE is where the real
 data is, if it is no longer where the run found it.
