@@ -10,7 +10,7 @@ import struct
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from condense.data.modes import eight_bit
 from condense.errors import SourceError
 
 Fit = Literal["auto", "pad", "resize"]
@@ -28,7 +29,7 @@ MAX_PIXELS = 1 << 24
 MAX_BYTES = 1 << 26
 
 # Decoders that run in this process on bytes alone; Pillow's others include some that start external programs.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
@@ -61,14 +62,14 @@ class Frame:
 
 
 def decode(data: bytes, where: str) -> Picture:
-    """Decodes an image to uint8 (H, W, C): grey images have one channel, colour and palette images three.
+    """Decodes an image to uint8 (H, W, C), upright: grey images have one channel, all others three (see modes.py).
 
     Args:
-        data: the bytes of a PNG, JPEG, WebP, BMP, GIF (first frame) or PPM file.
+        data: the bytes of a PNG, JPEG, WebP, BMP, GIF, PPM or TIFF file; of several frames the first is read.
         where: file and row, for messages.
 
     Raises:
-        SourceError: unreadable bytes, more than MAX_BYTES or MAX_PIXELS, an alpha channel, four channels, 16 bits.
+        SourceError: unreadable bytes, more than MAX_BYTES or MAX_PIXELS, transparent pixels, no rule for its mode.
     """
     if len(data) > MAX_BYTES:
         raise SourceError(f"{where}: an image of {len(data)} bytes; at most {MAX_BYTES} are read")
@@ -78,7 +79,7 @@ def decode(data: bytes, where: str) -> Picture:
             raise SourceError(
                 f"{where}: an image of {image.height}x{image.width} pixels; at most {MAX_PIXELS} are read"
             )
-        return _eight_bit(image, where)
+        return eight_bit(image, where)
     except _UNREADABLE as error:
         # Pillow names the buffer that it read from, by its address in memory.
         reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
@@ -137,28 +138,6 @@ def framed_shape(picture: Picture, frame: Frame, where: str) -> tuple[int, int, 
     """Returns the shape (C, H, W) of a picture once it is framed."""
     height, width, channels = frame.apply(picture, where).shape
     return channels, height, width
-
-
-def _eight_bit(image: Image.Image, where: str) -> Picture:
-    convert: Any = image
-    if image.mode == "P" and "transparency" not in image.info:
-        convert = image.convert("RGB")
-    elif image.mode == "1":
-        convert = image.convert("L")
-    elif image.mode not in ("L", "RGB"):
-        raise SourceError(
-            f"{where}: {_mode_in_words(image.mode)}, expected 8-bit grey or RGB", "convert the images to one of these"
-        )
-    pixels = np.asarray(convert, dtype=np.uint8)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
-
-
-def _mode_in_words(mode: str) -> str:
-    if mode.startswith(("I", "F")):
-        return f"an image of more than 8 bits a channel (mode {mode})"
-    if mode in ("P", "LA", "PA", "La"):
-        return f"an image with transparency (mode {mode})"
-    return f"a {len(Image.new(mode, (1, 1)).getbands())}-channel image (mode {mode})"
 
 
 def _pad(picture: Picture, size: int) -> Picture:

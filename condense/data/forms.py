@@ -11,6 +11,7 @@ from pathlib import Path
 from condense.data import readers
 from condense.data.config import DataConfig
 from condense.data.image_folders import split_folders
+from condense.data.npz import npz_splits
 from condense.data.parquet_files import ParquetFiles, split_files, test_files
 from condense.data.parquet_split import ParquetSplit
 from condense.data.readers import FolderSplit, StoredSplit, TorchvisionSplit
@@ -19,7 +20,7 @@ from condense.errors import SourceError
 log = logging.getLogger(__name__)
 
 
-FORMS = "digits, " + ", ".join(readers.TORCHVISION_SETS) + ", parquet:PATH-OR-URI, folder:PATH"
+FORMS = "digits, " + ", ".join(readers.TORCHVISION_SETS) + ", parquet:PATH-OR-URI, folder:PATH, npz:PATH"
 
 
 @dataclass(frozen=True)
@@ -112,5 +113,17 @@ def _open_folder(rest: str, data: DataConfig) -> Stored:
     return Stored(path.name, train, **held_out, left_out=tuple(left_out))
 
 
+def _open_npz(rest: str, data: DataConfig) -> Stored:
+    path = Path(rest).expanduser()
+    splits = npz_splits(path)
+    unread = data.test_source is not None and splits.pop("test", None)
+    left_out = ("test_images: not read beside data.test_source",) if unread else ()
+    return Stored(path.stem, splits["train"], splits.get("test"), splits.get("val"), left_out)
+
+
 # The forms FORM:REST, each with what opens REST. A new kind of source is a line here (docs/extending.md).
-SOURCES: dict[str, Callable[[str, DataConfig], Stored]] = {"parquet": _open_parquet, "folder": _open_folder}
+SOURCES: dict[str, Callable[[str, DataConfig], Stored]] = {
+    "parquet": _open_parquet,
+    "folder": _open_folder,
+    "npz": _open_npz,
+}

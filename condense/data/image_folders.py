@@ -9,7 +9,9 @@ from pathlib import Path
 from condense.data.split_names import Split, named_splits, shown
 from condense.errors import SourceError
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm"})
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff"}
+)
 _CHOOSE = "say which with data.split_files, as in data.split_files={train: FOLDER, test: FOLDER}"
 
 

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 
 from condense.data.hub_card import sort_by_card
 from condense.data.split_names import WORDS, Split, beside, left_out, named_splits, shown, sort_by_name, sort_by_pattern
-from condense.errors import SourceError
+from condense.errors import CondenseError, SourceError
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +111,11 @@ def test_files(uri: str) -> ParquetFiles:
     raise SourceError(f"folder {uri} holds no Parquet file to test on", "expected names such as test-0.parquet")
 
 
+def in_words(error: Exception) -> str:
+    """Returns the first line of what an error says, or its name where it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def _filesystem(uri: str) -> tuple[Any, str]:
     if "://" in uri:
         if "@" in urlsplit(uri).netloc:
@@ -166,8 +170,12 @@ def _list(uri: str) -> tuple[Any, str, list[str] | None, list[str]]:
         if info.type == pafs.FileType.File:
             return filesystem, path, None, []
         listing = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    except (OSError, pa.ArrowException) as error:
-        raise SourceError(f"{uri} cannot be reached: {error}") from None
+    except CondenseError:
+        raise
+    except Exception as error:  # noqa: BLE001 - each remote filesystem raises errors of its own network library
+        raise SourceError(
+            f"{uri} cannot be reached: {in_words(error)}", "check the address, the network and the right to read"
+        ) from None
     files = sorted(entry.path for entry in listing if entry.type == pafs.FileType.File)
     open_ones = [file for file in files if "/." not in file[len(path) :]]
     taken = [file for file in open_ones if file.endswith(".parquet")]

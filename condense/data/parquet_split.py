@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 
 from condense.data.decoding import Picture, decode
 from condense.data.labels import Labels, check_known, check_labels, check_names, check_not_negative, in_order_of
-from condense.data.parquet_files import ParquetFiles
+from condense.data.parquet_files import ParquetFiles, in_words
 from condense.data.readers import Rows
-from condense.errors import SourceError
+from condense.errors import CondenseError, SourceError
 
 BATCH_ROWS, BATCH_BYTES = 512, 1 << 25  # encoded images in memory at once, beside the wanted ones
 READ_BYTES = 1 << 23  # read of a row group at once: by default pyarrow reads all of it, however large it is
@@ -45,7 +45,7 @@ class ParquetSplit:
     ) -> None:
         """
         Args:
-            files: the files, of one schema.
+            files: the files, of the same columns; types may differ in what they are stored as.
             image_column: the column of images; None finds it.
             label_column: the column of labels; None finds it.
             known_classes: the class names of train, when this is another split; labels are brought into their order.
@@ -67,12 +67,16 @@ class ParquetSplit:
                     self._image_column = _find_image_column(schema, image_column, path)
                     self._label_column = _find_label_column(schema, label_column, path)
                     self._declared = _declared_classes(schema, self._label_column)
-                elif schema.names != self._schema.names:
-                    raise SourceError(f"{path}: columns {schema.names}, but {files.paths[0]} has {self._schema.names}")
+                elif sorted(schema.names) != sorted(self._schema.names):
+                    raise SourceError(
+                        f"{files.shown(path)}: columns {schema.names}, but {files.paths[0]} has {self._schema.names}",
+                        "give one dataset alone",
+                    )
                 elif _declared_classes(schema, self._label_column) != self._declared:
                     raise SourceError(
                         f"{path}: its classes are not those of {files.paths[0]}", "give one dataset alone"
                     )
+                self._check_types(schema, files.shown(path))
                 self._sizes.append(file.metadata.num_rows)
         if sum(self._sizes) == 0:
             raise SourceError(f"{self.where} holds no rows")
@@ -103,6 +107,21 @@ class ParquetSplit:
             self._labels, self._class_names = self._read_labels()
         return self._labels
 
+    def _check_types(self, schema: Any, where: str) -> None:
+        """Refuses a file whose images or labels are of another kind than the first file's."""
+        image, label, first = (
+            schema.field(self._image_column).type,
+            schema.field(self._label_column).type,
+            self._schema.field(self._label_column).type,
+        )
+        if not _is_image(image):
+            raise SourceError(f"{where}: column {self._image_column!r} is {image}", "expected bytes of images")
+        if not _is_label(label) or pa.types.is_integer(_plain(label)) != pa.types.is_integer(_plain(first)):
+            raise SourceError(
+                f"{where}: column {self._label_column!r} is {label}, but {first} in the first file",
+                "write the labels of all files as integers, or of all as text",
+            )
+
     def _row(self, row: int) -> str:
         for path, size in zip(self._files.paths, self._sizes, strict=True):
             if row < size:
@@ -117,10 +136,10 @@ class ParquetSplit:
                 path, filesystem=self._files.filesystem, buffer_size=READ_BYTES, pre_buffer=False
             ) as file:
                 yield file
-        except MemoryError:
+        except (MemoryError, CondenseError):
             raise
-        except (OSError, pa.ArrowException) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # noqa: BLE001 - each remote filesystem raises errors of its own network library
+            reason = in_words(error)
             shown = self._files.shown(path)
             raise SourceError(f"{shown}: not a readable Parquet file: {reason}", "write or download it again") from None
 
@@ -135,7 +154,7 @@ class ParquetSplit:
             start += size
 
     def _pictures_in(self, file: Any, path: str, rows: Rows) -> Iterator[tuple[str, Picture]]:
-        nested = pa.types.is_struct(self._schema.field(self._image_column).type)
+        nested = pa.types.is_struct(file.schema_arrow.field(self._image_column).type)
         column = f"{self._image_column}.bytes" if nested else self._image_column
         start = 0
         for number in range(file.num_row_groups):
@@ -163,14 +182,12 @@ class ParquetSplit:
         tables = []
         for path in self._files.paths:
             with self._open(path) as file:
-                tables.append(file.read(columns=columns))
+                tables.append(_of_one_type(file.read(columns=columns), self._files.shown(path)).select(columns))
         table = pa.concat_tables(tables)
         column = table.column(self._label_column)
         if column.null_count:
             row = int(np.flatnonzero(column.is_null().to_numpy())[0])
             raise SourceError(f"{self._row(row)}: the label is null", "label the row, or drop it")
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
         if not pa.types.is_integer(column.type):
             labels, names = self._numbered(column)
         else:
@@ -248,14 +265,32 @@ def _encoded(column: Any) -> tuple[Labels, list[Any]]:
     return coded.indices.to_numpy().astype(np.int64), coded.dictionary.to_pylist()
 
 
+def _plain(kind: Any) -> Any:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _of_one_type(table: Any, where: str) -> Any:
+    """Returns a file's columns as int64 and text: shards may differ in width and encoding."""
+    for number, field in enumerate(table.schema):
+        wanted = pa.int64() if pa.types.is_integer(_plain(field.type)) else pa.large_string()
+        column = table.column(number)
+        try:
+            column = column.cast(_plain(field.type)).cast(wanted)
+        except pa.ArrowException as error:
+            raise SourceError(f"{where}: column {field.name!r}: {in_words(error)}", "correct the column") from None
+        table = table.set_column(number, field.name, column)
+    return table.replace_schema_metadata(None)
+
+
 def _is_image(kind: Any) -> bool:
+    kind = _plain(kind)
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def _is_label(kind: Any) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    kind = _plain(kind)
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     return bool(text or pa.types.is_integer(kind))
 

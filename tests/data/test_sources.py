@@ -619,12 +619,7 @@ def test_a_png_decodes_to_the_pixels_that_were_encoded(channels: int) -> None:
     assert np.array_equal(decode(png(picture(0, channels)), "x"), picture(0, channels))
 
 
-@pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("L", 1), ("P", 3), ("RGB", 3)])
-def test_grey_is_one_channel_and_colour_and_palettes_are_three(mode: str, channels: int) -> None:
-    assert decode(saved(Image.new(mode, (6, 5))), "x").shape == (5, 6, channels)
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF"])
 def test_the_usual_formats_are_read(kind: str) -> None:
     assert decode(saved(Image.new("RGB", (6, 5), "red"), kind), "x").shape == (5, 6, 3)
 
@@ -632,14 +627,11 @@ def test_the_usual_formats_are_read(kind: str) -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (saved(Image.new("RGBA", (4, 4))), "a 4-channel image"),
-        (saved(Image.new("CMYK", (4, 4)), "JPEG"), "a 4-channel image"),
+        (saved(Image.new("RGBA", (4, 4))), "transparency"),
         (saved(Image.new("LA", (4, 4))), "transparency"),
         (saved(Image.new("P", (4, 4)), transparency=0), "transparency"),
-        (saved(Image.new("I;16", (4, 4))), "more than 8 bits"),
         (saved(Image.new("RGB", (64, 64)))[:60], "not a readable image"),
         (saved(Image.new("RGB", (64, 64)), "JPEG")[:-40], "not a readable image"),
-        (saved(Image.new("RGB", (4, 4)), "TIFF"), "not a readable image"),
         (b"", "not a readable image"),
         (b"\x89PNG\r\n\x1a\n", "not a readable image"),
     ],
