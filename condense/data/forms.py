@@ -116,8 +116,9 @@ def _open_folder(rest: str, data: DataConfig) -> Stored:
 def _open_npz(rest: str, data: DataConfig) -> Stored:
     path = Path(rest).expanduser()
     splits = npz_splits(path)
-    unread = data.test_source is not None and splits.pop("test", None)
-    left_out = ("test_images: not read beside data.test_source",) if unread else ()
+    left_out: tuple[str, ...] = ()
+    if data.test_source is not None and splits.pop("test", None) is not None:
+        left_out = ("test_images: not read beside data.test_source",)
     return Stored(path.stem, splits["train"], splits.get("test"), splits.get("val"), left_out)
 
 

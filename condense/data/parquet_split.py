@@ -5,7 +5,6 @@ The images are a column as Hugging Face lays it out (struct<bytes, path>), or a 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,13 +16,21 @@ import pyarrow.parquet as pq
 
 from condense.data.decoding import Picture, decode
 from condense.data.labels import Labels, check_known, check_labels, check_names, check_not_negative, in_order_of
+from condense.data.parquet_columns import (
+    declared_classes,
+    find_image_column,
+    find_label_column,
+    is_image,
+    is_label,
+    of_one_type,
+    plain,
+)
 from condense.data.parquet_files import ParquetFiles, in_words
 from condense.data.readers import Rows
 from condense.errors import CondenseError, SourceError
 
 BATCH_ROWS, BATCH_BYTES = 512, 1 << 25  # encoded images in memory at once, beside the wanted ones
 READ_BYTES = 1 << 23  # read of a row group at once: by default pyarrow reads all of it, however large it is
-_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "y")
 _NAME_COLUMNS = ("label_name", "label_text", "class_name")
 
 
@@ -64,15 +71,15 @@ class ParquetSplit:
                 schema = file.schema_arrow
                 if number == 0:
                     self._schema = schema
-                    self._image_column = _find_image_column(schema, image_column, path)
-                    self._label_column = _find_label_column(schema, label_column, path)
-                    self._declared = _declared_classes(schema, self._label_column)
+                    self._image_column = find_image_column(schema, image_column, path)
+                    self._label_column = find_label_column(schema, label_column, path)
+                    self._declared = declared_classes(schema, self._label_column)
                 elif sorted(schema.names) != sorted(self._schema.names):
                     raise SourceError(
                         f"{files.shown(path)}: columns {schema.names}, but {files.paths[0]} has {self._schema.names}",
                         "give one dataset alone",
                     )
-                elif _declared_classes(schema, self._label_column) != self._declared:
+                elif declared_classes(schema, self._label_column) != self._declared:
                     raise SourceError(
                         f"{path}: its classes are not those of {files.paths[0]}", "give one dataset alone"
                     )
@@ -114,9 +121,9 @@ class ParquetSplit:
             schema.field(self._label_column).type,
             self._schema.field(self._label_column).type,
         )
-        if not _is_image(image):
+        if not is_image(image):
             raise SourceError(f"{where}: column {self._image_column!r} is {image}", "expected bytes of images")
-        if not _is_label(label) or pa.types.is_integer(_plain(label)) != pa.types.is_integer(_plain(first)):
+        if not is_label(label) or pa.types.is_integer(plain(label)) != pa.types.is_integer(plain(first)):
             raise SourceError(
                 f"{where}: column {self._label_column!r} is {label}, but {first} in the first file",
                 "write the labels of all files as integers, or of all as text",
@@ -182,7 +189,7 @@ class ParquetSplit:
         tables = []
         for path in self._files.paths:
             with self._open(path) as file:
-                tables.append(_of_one_type(file.read(columns=columns), self._files.shown(path)).select(columns))
+                tables.append(of_one_type(file.read(columns=columns), self._files.shown(path)).select(columns))
         table = pa.concat_tables(tables)
         column = table.column(self._label_column)
         if column.null_count:
@@ -263,70 +270,3 @@ def _encoded(column: Any) -> tuple[Labels, list[Any]]:
     """
     coded = column.cast(pa.large_string()).dictionary_encode(null_encoding="encode").combine_chunks()
     return coded.indices.to_numpy().astype(np.int64), coded.dictionary.to_pylist()
-
-
-def _plain(kind: Any) -> Any:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _of_one_type(table: Any, where: str) -> Any:
-    """Returns a file's columns as int64 and text: shards may differ in width and encoding."""
-    for number, field in enumerate(table.schema):
-        wanted = pa.int64() if pa.types.is_integer(_plain(field.type)) else pa.large_string()
-        column = table.column(number)
-        try:
-            column = column.cast(_plain(field.type)).cast(wanted)
-        except pa.ArrowException as error:
-            raise SourceError(f"{where}: column {field.name!r}: {in_words(error)}", "correct the column") from None
-        table = table.set_column(number, field.name, column)
-    return table.replace_schema_metadata(None)
-
-
-def _is_image(kind: Any) -> bool:
-    kind = _plain(kind)
-    if pa.types.is_struct(kind):
-        return bool(kind.get_field_index("bytes") >= 0)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
-
-
-def _is_label(kind: Any) -> bool:
-    kind = _plain(kind)
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    return bool(text or pa.types.is_integer(kind))
-
-
-def _find_image_column(schema: Any, wanted: str | None, where: str) -> str:
-    candidates = [name for name in schema.names if _is_image(schema.field(name).type)]
-    if wanted is not None:
-        candidates = [name for name in candidates if name == wanted]
-    if "image" in candidates:
-        return "image"
-    if len(candidates) == 1:
-        return str(candidates[0])
-    listed = ", ".join(f"{name} ({schema.field(name).type})" for name in schema.names)
-    sought = "no column of image bytes" if not candidates else "more than one column of image bytes"
-    raise SourceError(
-        f"{where}: {sought}{f' named {wanted!r}' if wanted else ''}; its columns are {listed}",
-        "expected `image` as struct<bytes, path> or binary; else set data.image_column",
-    )
-
-
-def _find_label_column(schema: Any, wanted: str | None, where: str) -> str:
-    usable = [name for name in schema.names if _is_label(schema.field(name).type)]
-    for name in (wanted,) if wanted is not None else _LABEL_COLUMNS:
-        if name in usable:
-            return name
-    listed = ", ".join(f"{name} ({schema.field(name).type})" for name in schema.names)
-    raise SourceError(
-        f"{where}: no column of labels{f' named {wanted!r}' if wanted else ''}; its columns are {listed}",
-        "expected `label` as integers or strings; else set data.label_column",
-    )
-
-
-def _declared_classes(schema: Any, label_column: str) -> tuple[str, ...] | None:
-    """Returns the class names of the Hugging Face metadata, if it has them."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return tuple(str(name) for name in features[label_column]["names"])
-    except (KeyError, ValueError, TypeError):
-        return None
