@@ -159,7 +159,7 @@ def test_a_missing_data_file(condense: Command, tmp_path: Path) -> None:
 
 BAD_IMAGES = {
     "unreadable": (b"no picture", (), "row 12"),
-    "four channels": (png(12, mode="RGBA"), (), "row 12", "4-channel"),
+    "transparency": (png(12, mode="RGBA"), (), "row 12", "not opaque"),
     "another channel count": (png(12, mode="RGB"), (), "row 12", "3 channels"),
     "mixed sizes": (png(12, size=24), ("data.image_size=null",), "row 12", "data.image_size"),
 }
