@@ -16,7 +16,7 @@ from pathlib import Path
 
 import ray
 
-from condense.errors import ClusterError
+from condense.errors import ClusterError, reason_of
 
 # Between looks of Ray Train's controller at its workers: a lost one and the end of a run wait for the next. Checkpoints
 # and progress do not go through it. At 0.2 s the controller alone spent twice as much of a core as at 1 s.
@@ -76,7 +76,7 @@ def connected() -> Iterator[None]:
             ray.init(log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ClusterError(
-                f"the Ray cluster at RAY_ADDRESS={address} cannot be used: {str(error).splitlines()[0]}",
+                f"the Ray cluster at RAY_ADDRESS={address} cannot be used: {reason_of(error)}",
                 "is it running, and does RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH hold its token?"
                 " Unset RAY_ADDRESS to start a local one",
             ) from None

@@ -30,6 +30,7 @@ from condense.errors import (
     NonFiniteError,
     OutputError,
     SourceError,
+    reason_of,
 )
 from condense.files import scratch_folder
 from condense.workers.collective import Alone, ProcessGroup
@@ -138,7 +139,7 @@ def on_workers(
                 raise _cause(error, config) from error
             except ray.exceptions.RayError as error:  # of the driver's node: workers' are the controller's business
                 raise ClusterError(
-                    f"Ray lost what leads this run: {(str(error).strip() or type(error).__name__).splitlines()[0]}",
+                    f"Ray lost what leads this run: {reason_of(error)}",
                     "is there memory left on the driver's node? The same command goes on from the last checkpoint",
                 ) from error
         if isinstance(outcome, CondenseError):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from condense.errors import DatasetError, TrackingError
+from condense.errors import DatasetError, TrackingError, reason_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -207,7 +207,7 @@ def first_line(error: Exception) -> str:
     if PAGE.search(str(error)):
         code = re.search(r"error code \d+", str(error))
         return f"a web page answers, not MLflow's API{f' ({code[0]})' if code else ''}"
-    line = redacted((str(error).strip() or type(error).__name__).splitlines()[0])
+    line = redacted(reason_of(error))
     return line if len(line) <= 300 else line[:300] + " ..."
 
 

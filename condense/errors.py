@@ -69,3 +69,8 @@ class CapacityError(CondenseError):
 
 class NonFiniteError(CondenseError):
     """A quantity that stopped being finite; the run stops there rather than going on past it."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns the first line of what an error of another library says, or its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -7,8 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from condense.data.parquet_files import in_words
-from condense.errors import SourceError
+from condense.errors import SourceError, reason_of
 
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "y")
 
@@ -26,7 +25,7 @@ def of_one_type(table: Any, where: str) -> Any:
         try:
             column = column.cast(plain(field.type)).cast(wanted)
         except pa.ArrowException as error:
-            raise SourceError(f"{where}: column {field.name!r}: {in_words(error)}", "correct the column") from None
+            raise SourceError(f"{where}: column {field.name!r}: {reason_of(error)}", "correct the column") from None
         table = table.set_column(number, field.name, column)
     return table.replace_schema_metadata(None)
 

@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 
 from condense.data.hub_card import sort_by_card
 from condense.data.split_names import WORDS, Split, beside, left_out, named_splits, shown, sort_by_name, sort_by_pattern
-from condense.errors import CondenseError, SourceError
+from condense.errors import CondenseError, SourceError, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -111,11 +111,6 @@ def test_files(uri: str) -> ParquetFiles:
     raise SourceError(f"folder {uri} holds no Parquet file to test on", "expected names such as test-0.parquet")
 
 
-def in_words(error: Exception) -> str:
-    """Returns the first line of what an error says, or its name where it says nothing."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
-
-
 def _filesystem(uri: str) -> tuple[Any, str]:
     if "://" in uri:
         if "@" in urlsplit(uri).netloc:
@@ -174,7 +169,7 @@ def _list(uri: str) -> tuple[Any, str, list[str] | None, list[str]]:
         raise
     except Exception as error:  # noqa: BLE001 - each remote filesystem raises errors of its own network library
         raise SourceError(
-            f"{uri} cannot be reached: {in_words(error)}", "check the address, the network and the right to read"
+            f"{uri} cannot be reached: {reason_of(error)}", "check the address, the network and the right to read"
         ) from None
     files = sorted(entry.path for entry in listing if entry.type == pafs.FileType.File)
     open_ones = [file for file in files if "/." not in file[len(path) :]]

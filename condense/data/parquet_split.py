@@ -25,9 +25,9 @@ from condense.data.parquet_columns import (
     of_one_type,
     plain,
 )
-from condense.data.parquet_files import ParquetFiles, in_words
+from condense.data.parquet_files import ParquetFiles
 from condense.data.readers import Rows
-from condense.errors import CondenseError, SourceError
+from condense.errors import CondenseError, SourceError, reason_of
 
 BATCH_ROWS, BATCH_BYTES = 512, 1 << 25  # encoded images in memory at once, beside the wanted ones
 READ_BYTES = 1 << 23  # read of a row group at once: by default pyarrow reads all of it, however large it is
@@ -146,7 +146,7 @@ class ParquetSplit:
         except (MemoryError, CondenseError):
             raise
         except Exception as error:  # noqa: BLE001 - each remote filesystem raises errors of its own network library
-            reason = in_words(error)
+            reason = reason_of(error)
             shown = self._files.shown(path)
             raise SourceError(f"{shown}: not a readable Parquet file: {reason}", "write or download it again") from None
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from condense.data.decoding import Frame, decode, encode_png, framed_shape, stack
-from condense.errors import DatasetError, NonFiniteError, SourceError
+from condense.errors import DatasetError, NonFiniteError, SourceError, reason_of
 from condense.files import json_checksum, write_whole
 from condense.pixels import to_float
 from condense.synthetic.decoder import decode_set
@@ -139,9 +139,8 @@ def read_dataset(path: str | Path) -> CondensedDataset:
     try:
         table = pq.ParquetFile(path).read()
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
         raise DatasetError(
-            f"{path}: not a readable Parquet file: {reason}", "it may be truncated: copy it again"
+            f"{path}: not a readable Parquet file: {reason_of(error)}", "it may be truncated: copy it again"
         ) from None
     provenance = _provenance(table, path)
     try:

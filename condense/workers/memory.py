@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-from condense.errors import CapacityError
+from condense.errors import CapacityError, reason_of
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # from malloc.h
 
@@ -59,7 +59,7 @@ def explain_out_of_memory(under_way: Callable[[], tuple[str, str]]) -> Iterator[
         if not out_of_memory(error):
             raise
         doing, settings = under_way()
-        reason = str(error).strip().splitlines()[0]
+        reason = reason_of(error)
         raise CapacityError(
             f"out of memory in {doing}: {reason}",
             f"lower {settings}; `condense estimate CONFIG` says what a config needs. The last checkpoint is intact",

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from condense.errors import CheckpointError, ConfigError, OutputError
+from condense.errors import CheckpointError, ConfigError, OutputError, reason_of
 from condense.files import write_whole
 from condense.workers import checkpoints
 from condense.workers.checkpoints import Checkpoint
@@ -53,7 +53,7 @@ class Storage:
             self._filesystem, root = pafs.FileSystem.from_uri(uri)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise ConfigError(
-                f"storage={uri} cannot be used: {_first_line(error)}", "set storage to a folder or s3://BUCKET/FOLDER"
+                f"storage={uri} cannot be used: {reason_of(error)}", "set storage to a folder or s3://BUCKET/FOLDER"
             ) from None
         self._root = root.rstrip("/")
 
@@ -92,14 +92,14 @@ class Storage:
         try:
             self._filesystem.delete_file(self._path(name))
         except OSError as error:
-            log.warning("%s cannot be removed: %s", self.shown(name), _first_line(error))
+            log.warning("%s cannot be removed: %s", self.shown(name), reason_of(error))
 
     def clear(self) -> None:
         """Removes the folder and its files, as `remove` does."""
         try:
             self._filesystem.delete_dir(self._root)
         except OSError as error:
-            log.info("%s is not removed: %s", self.uri, _first_line(error))
+            log.info("%s is not removed: %s", self.uri, reason_of(error))
 
     def shown(self, name: str) -> str:
         """Returns a file's place as a person writes it."""
@@ -113,7 +113,7 @@ class Storage:
         try:
             yield
         except OSError as error:
-            raise kind(f"storage={self.uri} cannot be {verb}: {_first_line(error)}", _REMEDY) from None
+            raise kind(f"storage={self.uri} cannot be {verb}: {reason_of(error)}", _REMEDY) from None
 
 
 _REMEDY = (
@@ -213,7 +213,3 @@ def absolute(storage: str) -> str:
 def file_name(step: int) -> str:
     """Returns the file of the checkpoint after `step` outer steps."""
     return f"step-{step:09d}{SUFFIX}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
