@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from condense.errors import OutputError, TrackingError
-from condense.files import pack_line, unpack_line
+from condense.files import pack_line, unpack_lines
 
 Record = dict[str, Any]
 
@@ -83,14 +83,10 @@ class Spool:
                 return []
             text = self.file.read_text(encoding="utf-8", errors="replace")
             *lines, cut_off = text.split("\n")
-            records: list[Record] = []
-            for row, line in enumerate(lines, start=1):
-                try:
-                    records.append(unpack_line(line))
-                except ValueError as error:
-                    raise TrackingError(
-                        f"spool {self.file}, line {row} is damaged: {error}", "repair or remove the file"
-                    ) from None
+            try:
+                records = unpack_lines(lines)
+            except ValueError as error:
+                raise TrackingError(f"spool {self.file}, {error}", "repair or remove the file") from None
             if cut_off:
                 self._keep_only(records)
             return records

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,17 @@ def unpack_line(line: str | bytes) -> dict[str, Any]:
     if stated not in (None, json_checksum(record)[:SUM_LENGTH]):
         raise ValueError("does not have the checksum that it was written with")
     return record
+
+
+def unpack_lines(lines: Iterable[str | bytes]) -> list[dict[str, Any]]:
+    """Returns what is in whole lines; raises ValueError naming the first that `unpack_line` refuses."""
+    records = []
+    for row, line in enumerate(lines, start=1):
+        try:
+            records.append(unpack_line(line))
+        except ValueError as error:
+            raise ValueError(f"line {row} is damaged: {error}") from None
+    return records
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from condense.errors import ConfigError, OutputError
-from condense.files import check_folder_writable, pack_line, unpack_line, write_whole
+from condense.files import check_folder_writable, pack_line, unpack_line, unpack_lines, write_whole
 from condense.workers.tracking import flatten
 from tuning.score import Point
 from tuning.space import SearchConfig
@@ -143,14 +143,10 @@ class Journal:
         *lines, cut_off = path.read_bytes().split(b"\n")
         if cut_off:
             os.truncate(path, path.stat().st_size - len(cut_off))
-        events: list[dict[str, Any]] = []
-        for row, line in enumerate(lines, start=1):
-            try:
-                events.append(unpack_line(line))
-            except ValueError as error:
-                raise ConfigError(
-                    f"{path}, line {row} is damaged: {error}", "start the search anew under another name"
-                ) from None
+        try:
+            events = unpack_lines(lines)
+        except ValueError as error:
+            raise ConfigError(f"{path}, {error}", "start the search anew under another name") from None
         previous = None
         for event in events:
             if previous is not None and event["event"] != "opened":
