@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from pydantic import Field
@@ -10,8 +9,6 @@ from pydantic import Field
 from condense.data.decoding import Fit
 from condense.data.split_names import Split
 from condense.settings import Settings
-
-log = logging.getLogger(__name__)
 
 
 class DataConfig(Settings):

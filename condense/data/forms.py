@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +15,6 @@ from condense.data.parquet_files import ParquetFiles, split_files, test_files
 from condense.data.parquet_split import ParquetSplit
 from condense.data.readers import FolderSplit, StoredSplit, TorchvisionSplit
 from condense.errors import SourceError
-
-log = logging.getLogger(__name__)
-
 
 FORMS = "digits, " + ", ".join(readers.TORCHVISION_SETS) + ", parquet:PATH-OR-URI, folder:PATH, npz:PATH"
 

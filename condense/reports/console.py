@@ -49,7 +49,7 @@ class _ShownOnce(logging.Handler):
         message = record.getMessage()
         if message not in self._shown:
             self._shown.add(message)
-            out.print(message, markup=False)
+            out.print(message)
 
 
 @contextmanager
