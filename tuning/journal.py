@@ -56,6 +56,11 @@ class Trial:
     ended: float = 0.0
 
     @property
+    def over(self) -> bool:
+        """Whether it has ended, however it did."""
+        return self.status in OVER
+
+    @property
     def point(self) -> Point:
         """Where a finished trial ended."""
         return Point(float(self.result["accuracy"]), float(self.result["bits"]))
@@ -79,6 +84,11 @@ class Journal:
     def elapsed_s(self) -> float:
         """Seconds that the search has taken, all sittings together."""
         return self.spent_s + time.time() - self._opened
+
+    @property
+    def over(self) -> list[Trial]:
+        """The trials that have ended, by number."""
+        return [trial for trial in self.trials.values() if trial.over]
 
     def by_status(self, status: Status) -> list[Trial]:
         """Returns the trials that stand so, by number."""
@@ -204,7 +214,7 @@ def trials_over(search: SearchConfig) -> int | None:
     for line in events.read_text(encoding="utf-8").splitlines():
         with suppress(ValueError):  # a line that a kill cut off
             apply_(trials, unpack_line(line))
-    return sum(trial.status in OVER for trial in trials.values())
+    return sum(trial.over for trial in trials.values())
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def publish(search: SearchConfig, base: RunConfig, journal: Journal, cpus: int, 
             registry.promote(base.tracking_uri, search.name, finished[best].result["version"])
     found = importance(search, journal)
     _fill_parent(search, base, journal, members, finished[best] if best is not None else None, found)
-    missing = max(0, search.trials - sum(trial.status != "running" for trial in journal.trials.values()))
+    missing = max(0, search.trials - len(journal.over))
     return Outcome(tuple(members), None if best is None else finished[best], journal.parent_run, found, missing)
 
 

@@ -86,14 +86,13 @@ def study_of(search: SearchConfig, journal: Journal) -> optuna.Study:
         sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True, n_startup_trials=max(5, search.trials // 5))
     study = optuna.create_study(directions=search.aim.directions, sampler=sampler)
     space = distributions(search)
-    for trial in journal.trials.values():
-        if trial.status != "running":
-            values = search.aim.values(trial.point) if trial.status == "finished" else None
-            study.add_trial(
-                optuna.trial.create_trial(
-                    state=STATES[trial.status], params=trial.params, distributions=space, values=values
-                )
+    for trial in journal.over:
+        values = search.aim.values(trial.point) if trial.status == "finished" else None
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=STATES[trial.status], params=trial.params, distributions=space, values=values
             )
+        )
     return study
 
 

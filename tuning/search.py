@@ -102,7 +102,7 @@ def run(
 
 def progress_of(search: SearchConfig, journal: Journal) -> str:
     """Returns how far a search is, in words."""
-    return f"{sum(trial.status != 'running' for trial in journal.trials.values())} of {search.trials} trials over"
+    return f"{len(journal.over)} of {search.trials} trials over"
 
 
 def check(search: SearchConfig, base: RunConfig) -> tuple[DataSource, SearchConfig]:
@@ -193,7 +193,7 @@ def _tune(
     changed: Callable[[], None],
     where: dict[str, Any],
 ) -> None:
-    over = sum(trial.status != "running" for trial in journal.trials.values())
+    over = len(journal.over)
     left_s = None if search.time_budget_s is None else search.time_budget_s - journal.elapsed_s
     if over >= search.trials or (left_s is not None and left_s <= 0):
         return

@@ -35,7 +35,7 @@ def show_progress(search: SearchConfig) -> Iterator[Callable[[Journal], None]]:
 
         def lines(journal: Journal) -> None:
             nonlocal told
-            over = {trial.number for trial in journal.trials.values() if trial.status != "running"}
+            over = {trial.number for trial in journal.over}
             for number in sorted(over - (told or set())):
                 console.out.print(_line(search, journal, journal.trials[number]))
             told = over
@@ -101,15 +101,12 @@ def show_outcome(search: SearchConfig, outcome: Outcome) -> None:
 
 
 def _picture(search: SearchConfig, journal: Journal) -> Group:
-    trials = list(journal.trials.values())
     finished = journal.by_status("finished")
     members = {finished[index].number for index in front([trial.point for trial in finished])}
-    at_work = [trial for trial in trials if trial.status == "running"]
-    over = [trial for trial in trials if trial.status != "running"]
     table = Table(title=_headline(search, journal), title_justify="left")
     for column in ("trial", "status", "step", "accuracy %", "kilobits", "seconds", *search.space):
         table.add_column(column, justify="left" if column == "status" else "right")
-    for trial in [*over[-ROWS:], *at_work]:
+    for trial in [*journal.over[-ROWS:], *journal.by_status("running")]:
         status = "front" if trial.number in members else trial.status
         style = {"front": "bold green", "running": "bold"}.get(status, "dim")
         table.add_row(str(trial.number), status, *_cells(search, trial), style=style)
@@ -130,7 +127,7 @@ def _cells(search: SearchConfig, trial: Trial) -> tuple[str, ...]:
 
 
 def _headline(search: SearchConfig, journal: Journal) -> str:
-    over = sum(trial.status != "running" for trial in journal.trials.values())
+    over = len(journal.over)
     left = _remaining_s(search, journal, over)
     remaining = "" if left is None else f", about {_duration(left)} left"
     return f"{search.name}: {over} of {search.trials} trials, {_duration(journal.elapsed_s)}{remaining}"

@@ -43,7 +43,7 @@ class EarlyStopper(FIFOScheduler):  # type: ignore[misc]
         return decision
 
     def _decide(self, number: int, config: dict[str, Any], result: dict[str, Any]) -> str:
-        if self.journal.trials[number].status != "running":  # Ray repeats the last report of a function that returned
+        if self.journal.trials[number].over:  # Ray repeats the last report of a function that returned
             return str(FIFOScheduler.CONTINUE)
         if "result" in result:
             self.journal.finished(number, json.loads(result["result"]))
