@@ -88,20 +88,18 @@ def _fitted_before(config: FlowFitConfig, mixture: Mixture, run: str) -> Finishe
     if config.tracking_uri == "none":
         made = fitted_before(config, mixture, config.output)
         return None if made is None else Finished(FitResult(config.output, *made, repeated=True), None, None)
-    found: list[tuple[str, dict[str, Any]]] = []
 
-    def digest_of(files: dict[str, Path]) -> str | None:
-        made = fitted_before(config, mixture, files[flows.FILE]) if flows.FILE in files else None
-        found[:] = [] if made is None else [made]
-        return None if made is None else made[0]
+    def read(files: dict[str, Path]) -> tuple[str, dict[str, Any]] | None:
+        return fitted_before(config, mixture, files[flows.FILE]) if flows.FILE in files else None
 
     with scratch_folder() as beside:
         name = f"flow-{config.name}"
-        repeat = find_repeat(config.tracking_uri, EXPERIMENT, run, name, FLOW, beside, digest_of)
+        repeat = find_repeat(config.tracking_uri, EXPERIMENT, run, name, FLOW, beside, read)
         if repeat is None:
             return None
         write_whole(config.output, repeat.files[flows.FILE].read_bytes())
-    return Finished(FitResult(config.output, *found[0], repeated=True), repeat.version.run_id, repeat.version)
+    card, digest = repeat.made, repeat.version.content_digest
+    return Finished(FitResult(config.output, digest, card, repeated=True), repeat.version.run_id, repeat.version)
 
 
 def _fit(

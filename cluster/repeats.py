@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from cluster.mlflow_runs import finished_runs
 from cluster.tracking_store import connect, refusals
@@ -15,10 +16,14 @@ from condense.errors import CondenseError
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Repeat:
-    """The version that an earlier run ended with, and that run's own files, by their path inside the folder."""
+T = TypeVar("T")
 
+
+@dataclass(frozen=True)
+class Repeat(Generic[T]):
+    """What an earlier run made, the version that it ended with, and its own files by their path inside the folder."""
+
+    made: T
     version: Version
     files: dict[str, Path]
 
@@ -30,8 +35,8 @@ def find_repeat(
     name: str,
     kind: Kind,
     beside: Path,
-    digest_of: Callable[[dict[str, Path]], str | None],
-) -> Repeat | None:
+    read: Callable[[dict[str, Path]], tuple[str, T] | None],
+) -> Repeat[T] | None:
     """Returns what the latest finished run of an identity left, if its files and its version's are there and whole.
 
     Args:
@@ -39,11 +44,11 @@ def find_repeat(
         name: of the version.
         kind: what it holds.
         beside: a folder to download to.
-        digest_of: returns the digest of what the files hold; None where another job or other data made it.
+        read: returns what the files hold, its digest first; None where another job or other data made it.
 
     Raises:
         TrackingError: the store cannot be reached or refuses.
-        CondenseError: what `digest_of` raises.
+        CondenseError: what `read` raises.
     """
     runs = finished_runs(uri, experiment, identity)
     if not runs:
@@ -57,8 +62,11 @@ def find_repeat(
         except CondenseError:
             log.warning("what run %s left is not there any more", run_id)
             continue
-        digest = digest_of(files)
-        version = next((version for version in versions if digest and version.content_digest == digest), None)
+        found = read(files)
+        if found is None:
+            continue
+        digest, made = found
+        version = next((version for version in versions if version.content_digest == digest), None)
         if version is None:
             continue
         try:
@@ -66,7 +74,7 @@ def find_repeat(
         except CondenseError as error:
             log.warning("computing again: %s", error.problem)
             continue
-        return Repeat(version, files)
+        return Repeat(made, version, files)
     return None
 
 

@@ -155,19 +155,17 @@ def _made_before(config: RunConfig, source: DataSource, name: str) -> Finished |
     if uri == "none":
         made = made_before(config, source)
         return None if made is None else Finished(made, completed(folder, made, name=name), None, None, repeated=True)
-    found: list[CondensedDataset] = []
 
-    def digest_of(files: dict[str, Path]) -> str | None:
+    def read(files: dict[str, Path]) -> tuple[str, CondensedDataset] | None:
         made = made_before(config, source, files[PARQUET]) if PARQUET in files else None
-        found[:] = [] if made is None else [made]
-        return None if made is None else str(made.provenance["content_digest"])
+        return None if made is None else (str(made.provenance["content_digest"]), made)
 
     with scratch_folder() as beside:
-        repeat = find_repeat(uri, EXPERIMENT, config.identity(), name, DATASET, beside, digest_of)
+        repeat = find_repeat(uri, EXPERIMENT, config.identity(), name, DATASET, beside, read)
     if repeat is None:
         return None
-    completed(folder, found[0], name=name)
-    return Finished(found[0], folder, repeat.version.run_id, repeat.version, repeated=True)
+    completed(folder, repeat.made, name=name)
+    return Finished(repeat.made, folder, repeat.version.run_id, repeat.version, repeated=True)
 
 
 def _condense(
