@@ -137,7 +137,7 @@ class Optimisation:
         self.target = None if config.bits_target is None else WeightSearch(config.bits_target)
         self._parts: list[Resumable] = [engine, validation, self.schedule, budget]
         self._parts += [] if self.target is None else [self.target]
-        self._every, self.evaluating_s = config.checkpoint_every, 0.0
+        self._identity, self._every, self.evaluating_s = config.identity(), config.checkpoint_every, 0.0
 
     def run(self) -> None:
         """Does all outer steps, from the latest checkpoint on."""
@@ -242,7 +242,7 @@ class Optimisation:
         for part in self._parts:
             state |= part.state()
         step = self.attempted + done
-        checkpoint = Checkpoint(step, self.config.identity(), state.tensors, state.scalars)
+        checkpoint = Checkpoint(step, self._identity, state.tensors, state.scalars)
         metrics = {"step": step, **_metrics(result)}
         self.context.checkpoints.save(checkpoint if self.context.first else None, metrics)
 
@@ -251,9 +251,9 @@ class Optimisation:
         checkpoint = self.context.checkpoints.latest()
         if checkpoint is None:
             return 0
-        if checkpoint.identity != self.config.identity():
+        if checkpoint.identity != self._identity:
             raise CheckpointError(
-                f"the stored checkpoint belongs to run {checkpoint.identity}, this is {self.config.identity()}",
+                f"the stored checkpoint belongs to run {checkpoint.identity}, this is {self._identity}",
                 "a changed config starts a new run: set storage to another folder",
             )
         for part in self._parts:
